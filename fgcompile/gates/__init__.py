@@ -1,0 +1,1 @@
+"""Trainable switches, their penalty and their budget."""

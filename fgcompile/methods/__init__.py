@@ -1,0 +1,1 @@
+"""Published methods, on top of groups and gates."""

@@ -1,0 +1,1 @@
+"""What an op does to dims, one small file per op family."""

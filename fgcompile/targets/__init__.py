@@ -1,0 +1,1 @@
+"""What a lowered program can be written as."""
