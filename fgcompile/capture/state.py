@@ -1,0 +1,97 @@
+"""What must hold while a model is traced, and is restored afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextlib.contextmanager
+def tracing_state(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no caches, no fused fast paths, no gradients and no log noise.
+
+    Training flags, configurations and logging are as before afterwards, whether or
+    not the body raised.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_eval_mode(model))
+        stack.enter_context(_no_caches(model))
+        stack.enter_context(_no_fast_path())
+        stack.enter_context(_silence())
+        stack.enter_context(torch.no_grad())
+        yield
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+@contextlib.contextmanager
+def _no_caches(model: nn.Module) -> Iterator[None]:
+    """Key-value caches are outputs that grow with use: no part of one forward pass."""
+    saved = []
+    for config in configurations(model):
+        if getattr(config, "use_cache", False):
+            saved.append(config)
+            config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in saved:
+            config.use_cache = True
+
+
+@contextlib.contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """nn.TransformerEncoderLayer would call one opaque op instead of its parts."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    sink = io.StringIO()
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(sink),
+            contextlib.redirect_stderr(sink),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def configurations(model: nn.Module) -> list[Any]:
+    """Every distinct `config` object of the model's modules and their parts."""
+    found: dict[int, Any] = {}
+    pending = [getattr(module, "config", None) for module in model.modules()]
+    while pending:
+        config = pending.pop()
+        if config is None or id(config) in found or isinstance(config, (dict, str)):
+            continue
+        found[id(config)] = config
+        names = getattr(config, "sub_configs", None) or ()
+        pending += [getattr(config, name, None) for name in names]
+    return list(found.values())

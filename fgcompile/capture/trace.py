@@ -1,0 +1,144 @@
+"""nn.Module -> Program, by torch.export.
+
+The graph stays at the training level: `linear`, `scaled_dot_product_attention` and
+`layer_norm` are whole, so one rule describes each. Weights are shared with the model
+and never read: a model on the meta device is captured as well.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from fgcompile.capture.binding import bind_inputs
+from fgcompile.capture.diagnosis import export_failure
+from fgcompile.capture.names import output_names
+from fgcompile.capture.shapes import distinct_plans, grow_batch
+from fgcompile.capture.state import tracing_state
+from fgcompile.capture.subgraphs import inline_subgraphs
+from fgcompile.capture.tidy import merge_tied_tensors, remove_assertions
+from fgcompile.errors import CaptureError
+from fgcompile.program import Program
+
+logger = logging.getLogger(__name__)
+
+
+def capture(
+    model: nn.Module, example_inputs: tuple[Any, ...] | dict[str, Any] | None = None
+) -> Program:
+    """The model's eval-mode forward pass as a flat graph of ATen ops.
+
+    Batch and sequence sizes are symbols wherever the model allows it. Training flags
+    and configurations are as before afterwards.
+
+    Args:
+        model: Any module, or a GraphModule whose nodes are ATen ops already.
+        example_inputs: Positional or keyword inputs of `forward`. transformers models
+            need none.
+
+    Raises:
+        CaptureError: If `model` is not a module, its inputs are missing or do not fit,
+            or its control flow depends on tensor values.
+    """
+    if not isinstance(model, nn.Module):
+        raise CaptureError(
+            f"cannot capture an object of type {type(model).__name__}\n"
+            "  Pass a torch.nn.Module or a torch.fx.GraphModule."
+        )
+    if is_aten_graph(model):
+        return _wrap_graph(model, example_inputs)
+    inputs = bind_inputs(model, example_inputs)
+    exported, inputs = _export(model, inputs)
+    graph_module = exported.module(check_guards=False)
+    assert isinstance(graph_module, GraphModule)
+    return _finish(graph_module, inputs, model)
+
+
+def is_aten_graph(model: nn.Module) -> bool:
+    """Whether `model` is a GraphModule of ATen or custom ops with known values."""
+    if not isinstance(model, GraphModule):
+        return False
+    calls = [node for node in model.graph.nodes if node.op.startswith("call_")]
+    return bool(calls) and all(
+        node.op == "call_function" and "val" in node.meta for node in calls
+    )
+
+
+def _wrap_graph(model: Any, example_inputs: Any) -> Program:
+    names = [node.target for node in model.graph.nodes if node.op == "placeholder"]
+    if isinstance(example_inputs, dict):
+        inputs = example_inputs
+    elif example_inputs is not None:
+        inputs = dict(zip(names, example_inputs, strict=True))
+    else:
+        inputs = {
+            str(node.target): _example(node.meta["val"])
+            for node in model.graph.nodes
+            if node.op == "placeholder"
+        }
+    copy = Program(model, inputs).copy()
+    return _finish(copy.graph_module, inputs, model)
+
+
+def _example(value: Any) -> Any:
+    """A tensor like the traced one, at the sizes it was traced with."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    sizes = [size if isinstance(size, int) else size.node.hint for size in value.shape]
+    if value.is_floating_point():
+        return torch.randn(sizes, dtype=value.dtype, device=value.device)
+    return torch.ones(sizes, dtype=value.dtype, device=value.device)
+
+
+def _export(
+    model: nn.Module, inputs: dict[str, Any]
+) -> tuple[ExportedProgram, dict[str, Any]]:
+    """Export with as many symbolic sizes as the model allows."""
+    failures: list[tuple[str, Exception]] = []
+    grown = grow_batch(inputs)
+    candidates = [grown] if grown is inputs else [grown, inputs]
+    for candidate in candidates:
+        for label, shapes in distinct_plans(candidate):
+            try:
+                exported = _export_once(model, candidate, shapes)
+            except Exception as error:
+                failures.append((label, error))
+                continue
+            for failed, error in failures:
+                reason = str(error).strip().partition("\n")[0]
+                logger.info("symbolic %s sizes were refused: %s", failed, reason)
+            return exported, candidate
+    raise export_failure(model, inputs, failures[-1][1]) from failures[-1][1]
+
+
+def _export_once(
+    model: nn.Module, inputs: dict[str, Any], shapes: dict[str, Any]
+) -> ExportedProgram:
+    with tracing_state(model):
+        return torch.export.export(
+            model, (), inputs, dynamic_shapes=shapes, strict=False
+        )
+
+
+def _finish(graph_module: GraphModule, inputs: dict[str, Any], model: Any) -> Program:
+    graph_module._forward_pre_hooks.clear()
+    inline_subgraphs(graph_module)
+    remove_assertions(graph_module)
+    aliases = merge_tied_tensors(graph_module, model)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.recompile()
+    return Program(graph_module, inputs, model, aliases, _output_names(graph_module))
+
+
+def _output_names(graph_module: GraphModule) -> list[str]:
+    info = getattr(graph_module.graph._codegen, "pytree_info", None)
+    spec = None if info is None else info.out_spec
+    if spec is None:
+        spec = pytree.tree_structure(graph_module.graph.output_node().args[0])
+    return output_names(spec)
