@@ -1,0 +1,174 @@
+"""Runs a program on planes: the one pass over the graph that finds all steps."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch.fx import Node
+
+from fgcompile.analysis.alignment import align
+from fgcompile.analysis.joining import concatenate
+from fgcompile.analysis.steps import Flow, Link, Move, Pin, Reason, Value
+from fgcompile.program import Program
+from fgcompile.rules.movement import CannotMove, is_movement, move
+from fgcompile.rules.pattern import PatternError
+from fgcompile.rules.pointwise import pointwise
+from fgcompile.rules.registry import DimRule, is_pointwise, rule_for
+from fgcompile.rules.shapes import hidden_shape
+
+_JOINS = ("aten::cat", "aten::concat", "aten::stack", "aten::hstack")
+_BROADCASTS = ("aten::expand", "aten::expand_as", "aten::broadcast_to")
+
+
+def trace_planes(program: Program) -> Flow:
+    """Steps and planes of every value of `program` that depends on a parameter.
+
+    Rules:
+    (1) A parameter has one plane per dim; a buffer or constant has none.
+    (2) A value without parameters has no planes and couples nothing.
+    (3) Movement operators run on the planes; broadcasts align with their input.
+    (4) An operator with a rule, or tagged pointwise, aligns dims by factors.
+    (5) Any other operator pins what reaches it.
+    """
+    flow = Flow()
+    for node in program.graph.nodes:
+        if node.op == "get_attr":
+            _parameter(program, flow, node)
+        elif node.op == "output":
+            _output(flow, node)
+        elif node.op == "call_function":
+            _call(flow, node)
+    return flow
+
+
+def _parameter(program: Program, flow: Flow, node: Node) -> None:
+    name = str(node.target)
+    if name not in flow.parameters:
+        if not program.is_parameter(node):
+            return
+        tensor = program.parameter(node)
+        planes = []
+        for dim, size in enumerate(tensor.shape):
+            if size > 1:
+                shape = [1] * tensor.dim()
+                shape[dim] = size
+                family = flow.units.new_family(name, dim, size)
+                planes.append(family.ids.reshape(shape))
+        flow.parameters[name] = len(flow.values)
+        flow.values.append(Value(node, tuple(tensor.shape), planes, table=True))
+    flow.of[node] = (flow.parameters[name],)
+
+
+def _output(flow: Flow, node: Node) -> None:
+    operands = tuple(
+        v for n in node.all_input_nodes if (v := flow.value_of(n)) is not None
+    )
+    reason = Reason("it is an output of the model", node)
+    _pin(flow, node, operands, reason)
+
+
+def _call(flow: Flow, node: Node) -> None:
+    if node.target is operator.getitem and isinstance(node.args[0], Node):
+        values = flow.of.get(node.args[0])
+        if values is not None:
+            flow.of[node] = (values[node.args[1]],)  # type: ignore[index]
+        return
+    operands = tuple(
+        v for n in node.all_input_nodes if (v := flow.value_of(n)) is not None
+    )
+    if not operands:
+        return
+    try:
+        _handler(node)(flow, node)
+    except (CannotMove, PatternError) as error:
+        _unknown(flow, node, operands, str(error))
+
+
+def _handler(node: Node) -> Callable[[Flow, Node], None]:
+    schema = getattr(node.target, "_schema", None)
+    name = schema.name if schema is not None else ""
+    if name in _JOINS:
+        return concatenate
+    if is_movement(node):
+        return _movement
+    return _rule
+
+
+def _rule(flow: Flow, node: Node) -> None:
+    name = getattr(getattr(node.target, "_schema", None), "name", str(node.target))
+    rule = rule_for(node.target)
+    found: DimRule | tuple[DimRule, ...] | None = None
+    if name in _BROADCASTS:
+        first = node.args[0]
+        assert isinstance(first, Node)
+        found = DimRule(
+            "... -> ...", kind="pointwise", operands=(first,), annihilators=(0,)
+        )
+    elif rule is not None:
+        found = rule(node)
+    elif is_pointwise(node.target):
+        found = pointwise(node)
+    if found is None:
+        raise CannotMove(f"no dimension rule for {name.replace('::', '.')}")
+    align(flow, node, found if isinstance(found, tuple) else (found,))
+
+
+def _movement(flow: Flow, node: Node) -> None:
+    source = node.args[0]
+    index = flow.value_of(source) if isinstance(source, Node) else None
+    if index is None:
+        raise CannotMove("its index depends on parameters")
+    value = flow.values[index]
+    moved = []
+    for plane in value.planes:
+        positions = torch.arange(plane.size).reshape(plane.shape)
+        moved.append([m.numpy() for m in move(node, positions)])
+    shapes = _output_shapes(node)
+    links, outputs = [], []
+    for k, shape in enumerate(shapes):
+        planes = []
+        for p, maps in enumerate(moved):
+            ids = np.where(maps[k] >= 0, value.planes[p].reshape(-1)[maps[k]], -1)
+            links.append(Link(index, p, len(flow.values), p, maps[k]))
+            planes.append(ids)
+        outputs.append(len(flow.values))
+        flow.values.append(Value(node, shape, planes, value.table, k))
+    flow.of[node] = tuple(outputs)
+    flow.steps.append(Move(node, (index,), tuple(outputs), links))
+
+
+def _output_shapes(node: Node) -> list[tuple[int, ...]]:
+    value = node.meta["val"]
+    tensors = value if isinstance(value, (list, tuple)) else [value]
+    return [hidden_shape(t) for t in tensors]
+
+
+def _unknown(flow: Flow, node: Node, operands: tuple[int, ...], text: str) -> None:
+    name = str(node.target)
+    remedy = f"Register a rule: @dim_rule({name!r})."
+    if is_movement(node) or "no dimension rule" not in text:
+        text, remedy = f"{text} ({name})", ""
+    _pin(flow, node, operands, Reason(text, node, remedy))
+
+
+def _pin(flow: Flow, node: Node, operands: tuple[int, ...], reason: Reason) -> None:
+    flow.reasons.append(reason)
+    for index in operands:
+        for plane in flow.values[index].planes:
+            flow.units.pin(plane, len(flow.reasons) - 1)
+    outputs: list[int | None] = []
+    value = node.meta.get("val")
+    if node.op != "output":
+        for k, item in enumerate(
+            value if isinstance(value, (list, tuple)) else [value]
+        ):
+            outputs.append(None)
+            if isinstance(item, torch.Tensor):
+                outputs[-1] = len(flow.values)
+                flow.values.append(Value(node, hidden_shape(item), [], output=k))
+        flow.of[node] = tuple(outputs)
+    present = tuple(v for v in outputs if v is not None)
+    flow.steps.append(Pin(node, operands, present, len(flow.reasons) - 1))

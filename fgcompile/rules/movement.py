@@ -1,0 +1,250 @@
+"""Movement operators: they only place elements, so they run on planes as they are.
+
+A plane has the rank of its value, and size 1 along every dim where it says
+nothing (batch, sequence, positions). `move` runs the node's own operator on a
+plane; the functions here only keep arguments about such dims out of its way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from fgcompile.rules.registry import arguments
+from fgcompile.rules.shapes import hidden_shape, tensor_of
+
+
+class CannotMove(Exception):
+    """The plane cannot follow; the text says why its units are pinned."""
+
+
+Mover = Callable[[Node, dict[str, Any], Tensor], list[Tensor]]
+
+_MOVERS: dict[str, Mover] = {}
+
+
+def movement(*names: str) -> Callable[[Mover], Mover]:
+    """Register the decorated function for operators by qualified name."""
+
+    def register(mover: Mover) -> Mover:
+        for name in names:
+            if name in _MOVERS:
+                raise ValueError(f"{name} has two movement rules")
+            _MOVERS[name] = mover
+        return mover
+
+    return register
+
+
+def is_movement(node: Node) -> bool:
+    """Whether the node only places elements of its first operand."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.name in _MOVERS
+
+
+def movement_names() -> tuple[str, ...]:
+    """Qualified names of all movement operators, for documentation and tests."""
+    return tuple(sorted(_MOVERS))
+
+
+def move(node: Node, plane: Tensor) -> list[Tensor]:
+    """The plane of each output of `node`, for one plane of its first operand.
+
+    Raises:
+        CannotMove: If the operator mixes the plane's dim with a dynamic size.
+    """
+    mover = _MOVERS[node.target._schema.name]  # type: ignore[union-attr]
+    return mover(node, arguments(node), plane)
+
+
+@movement("aten::permute", "aten::transpose", "aten::t", "aten::numpy_T", "aten::mT")
+@movement("aten::movedim", "aten::swapaxes", "aten::swapdims", "aten::adjoint")
+@movement("aten::unsqueeze")
+def _reorder(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
+    return [_call(node, plane)]
+
+
+@movement("aten::squeeze")
+def _squeeze(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
+    shape = _source(node).shape
+    dims = a.get("dim", list(range(len(shape))))
+    dims = [dims] if isinstance(dims, int) else dims
+    dims = [d % len(shape) for d in dims]
+    return [plane.squeeze([d for d in dims if _is_one(shape[d])])]
+
+
+@movement("aten::view", "aten::reshape", "aten::_unsafe_view", "aten::flatten")
+@movement("aten::unflatten", "aten::view_as", "aten::reshape_as")
+def _reshape(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
+    before, after = hidden_shape(_source(node)), hidden_shape(_target(node))
+    return [reshape_plane(plane, before, after)]
+
+
+def reshape_plane(
+    plane: Tensor, before: tuple[int, ...], after: tuple[int, ...]
+) -> Tensor:
+    """`plane` of a value of hidden shape `before`, viewed as `after`.
+
+    Raises:
+        CannotMove: If the static parts of the two shapes do not correspond.
+    """
+    groups = _dim_groups(before, after)
+    source, target = [], []
+    for old, new in groups:
+        varies = any(plane.shape[d] > 1 for d in old)
+        source += [before[d] if varies else 1 for d in old]
+        target += [after[d] if varies else 1 for d in new]
+    return _collapse(plane.expand(source).reshape(target))
+
+
+def _dim_groups(
+    before: tuple[int, ...], after: tuple[int, ...]
+) -> list[tuple[list[int], list[int]]]:
+    """Minimal runs of dims with equal products on both sides."""
+    if math.prod(before) != math.prod(after):
+        raise CannotMove(f"its static sizes {before} and {after} do not correspond")
+    groups: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        old, new = [], []
+        left = right = 1
+        while True:
+            if left <= right and i < len(before) and (left < right or not old):
+                left *= before[i]
+                old.append(i)
+                i += 1
+            elif j < len(after) and (right < left or not new):
+                right *= after[j]
+                new.append(j)
+                j += 1
+            elif i < len(before) and not (left == right and old and new):
+                left *= before[i]
+                old.append(i)
+                i += 1
+            else:
+                break
+            if left == right and old and new:
+                break
+        groups.append((old, new))
+    return groups
+
+
+def _collapse(plane: Tensor) -> Tensor:
+    """Size 1 along every dim on which the plane does not vary."""
+    for dim, size in enumerate(plane.shape):
+        if size > 1:
+            first = plane.narrow(dim, 0, 1)
+            if bool((plane == first).all()):
+                plane = first
+    return plane
+
+
+@movement("aten::slice", "aten::narrow", "aten::flip", "aten::roll", "aten::select")
+@movement("aten::split", "aten::split_with_sizes", "aten::chunk", "aten::unbind")
+@movement("aten::repeat_interleave", "aten::tensor_split", "aten::unsafe_split")
+@movement("aten::unsafe_chunk", "aten::diagonal")
+def _along_dim(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
+    name = node.target._schema.name.split("::")[1]  # type: ignore[union-attr]
+    dims = a.get("dim", a.get("dims"))
+    if dims is None or dims == [] or name == "diagonal":
+        raise CannotMove(f"{name} without a dim")
+    dims = [d % plane.dim() for d in (dims if isinstance(dims, list) else [dims])]
+    if all(plane.shape[d] == 1 for d in dims):
+        drops = name in ("select", "unbind")
+        return [plane.squeeze(dims) if drops else plane] * _outputs(node)
+    if any(_source(node).shape[d] != plane.shape[d] for d in dims):
+        raise CannotMove(f"{name} along a dim that holds batch or sequence too")
+    moved = _call(node, plane)
+    return list(moved) if isinstance(moved, (list, tuple)) else [moved]
+
+
+@movement("aten::repeat", "aten::tile")
+def _repeat(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
+    counts = a.get("repeats", a.get("dims"))
+    plane = plane.reshape([1] * (len(counts) - plane.dim()) + list(plane.shape))
+    used = [c if n > 1 else 1 for c, n in zip(counts, plane.shape, strict=True)]
+    if not all(isinstance(c, int) for c in used):
+        raise CannotMove("repeat by a dynamic count")
+    return [plane.repeat(used)]
+
+
+@movement("aten::constant_pad_nd", "aten::pad")
+def _pad(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
+    if a.get("mode", "constant") != "constant":
+        raise CannotMove("padding that copies elements")
+    pad = list(a["pad"])
+    for k in range(len(pad) // 2):
+        if plane.shape[-1 - k] == 1:
+            pad[2 * k : 2 * k + 2] = [0, 0]
+    if not all(isinstance(p, int) for p in pad):
+        raise CannotMove("padding by a dynamic amount")
+    return [torch.constant_pad_nd(plane, pad, -1)]
+
+
+@movement("aten::pixel_shuffle", "aten::pixel_unshuffle", "aten::channel_shuffle")
+def _whole(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
+    moved = _collapse(_call(node, plane.expand(hidden_shape(_source(node)))))
+    return [moved]
+
+
+@movement("aten::index")
+def _index(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
+    """Indexing by data or constants along dims on which the plane is uniform."""
+    indices = []
+    for dim, index in enumerate(a["indices"]):
+        if index is None:
+            indices.append(slice(None))
+            continue
+        tensor = tensor_of(index)
+        assert tensor is not None
+        if tensor.dtype == torch.bool or plane.shape[dim] > 1:
+            raise CannotMove("its index is data")
+        indices.append(torch.zeros([1] * tensor.dim(), dtype=torch.long))
+    return [plane[tuple(indices)]]
+
+
+@movement("aten::index_select")
+def _index_select(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
+    if plane.shape[a["dim"]] > 1:
+        raise CannotMove("its index is data")
+    return [plane]
+
+
+def _call(node: Node, plane: Tensor) -> Any:
+    """The node's operator with `plane` in place of its first operand."""
+    rest = node.args[1:]
+    if any(isinstance(x, Node) for x in _leaves((rest, node.kwargs))):
+        raise CannotMove("an argument is a dynamic size")
+    return node.target(plane, *rest, **node.kwargs)  # type: ignore[operator]
+
+
+def _leaves(structure: Any) -> list[Any]:
+    leaves: list[Any] = []
+    torch.fx.map_arg(structure, leaves.append)
+    return leaves
+
+
+def _source(node: Node) -> Tensor:
+    tensor = tensor_of(node.args[0])  # type: ignore[arg-type]
+    assert tensor is not None
+    return tensor
+
+
+def _target(node: Node) -> Tensor:
+    tensor = tensor_of(node)
+    assert tensor is not None
+    return tensor
+
+
+def _outputs(node: Node) -> int:
+    value = node.meta["val"]
+    return len(value) if isinstance(value, (list, tuple)) else 1
+
+
+def _is_one(size: Any) -> bool:
+    return isinstance(size, int) and size == 1

@@ -1,0 +1,39 @@
+"""Hidden shapes: the part of a shape that parameters decide.
+
+Batch and sequence sizes are symbols in a captured graph. Units live along
+static dims, and along the static part of mixed ones: the hidden size of
+`12*s0` (heads folded into the batch) is 12, that of `s0 + 1` is 1.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import sympy
+import torch
+from torch.fx import Node
+
+
+def hidden_size(size: Any) -> int:
+    """The constant factor of a size: itself if static, 1 if purely symbolic."""
+    if isinstance(size, int):
+        return size
+    return _content(size.node.expr)
+
+
+def hidden_shape(value: torch.Tensor) -> tuple[int, ...]:
+    """`hidden_size` of every dim."""
+    return tuple(map(hidden_size, value.shape))
+
+
+def tensor_of(node: Node) -> torch.Tensor | None:
+    """The fake tensor that a node computes, None if it computes something else."""
+    value = node.meta.get("val")
+    return value if isinstance(value, torch.Tensor) else None
+
+
+@lru_cache(maxsize=4096)
+def _content(expression: sympy.Expr) -> int:
+    content = expression.as_content_primitive()[0]
+    return int(content) if content.is_Integer and content > 0 else 1
