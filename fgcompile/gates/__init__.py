@@ -1,1 +1,44 @@
 """Trainable switches, their penalty and their budget."""
+
+from __future__ import annotations
+
+from fgcompile.gates.attach import (
+    attach,
+    container_of,
+    find_container,
+    gate_parameters,
+    gates,
+    make_container,
+    param_groups,
+    penalty,
+    remove_gates,
+)
+from fgcompile.gates.config import Budget, GateConfig
+from fgcompile.gates.container import GateContainer
+from fgcompile.gates.gate import Gate
+from fgcompile.gates.op import gate as gate_op
+from fgcompile.gates.spec import GateSite, GateSpec
+from fgcompile.gates.status import status
+from fgcompile.gates.storage import load_gates, save_gates
+
+__all__ = [
+    "Budget",
+    "Gate",
+    "GateConfig",
+    "GateContainer",
+    "GateSite",
+    "GateSpec",
+    "attach",
+    "container_of",
+    "find_container",
+    "gate_op",
+    "gate_parameters",
+    "gates",
+    "load_gates",
+    "make_container",
+    "param_groups",
+    "penalty",
+    "remove_gates",
+    "save_gates",
+    "status",
+]

@@ -1,0 +1,224 @@
+"""What the user can choose about gates, and the settings of the papers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from fgcompile.errors import GateError
+from fgcompile.gates.parametrization import Parametrization, parametrization
+
+EDGE = math.atanh(0.5)
+"""Logit where a FineGates factor reaches 1: open, and at once able to learn."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of the cost may stay when training ends.
+
+    A limit is a fraction in (0, 1] of the gated cost: what the units of all gates are
+    worth together, as counted by the analysis. With `of="model"` it is a fraction of
+    the whole model, of which the ungated part always stays. If both limits are given,
+    both hold.
+
+    The allowed cost falls linearly from everything to the limit during the first
+    `steps` optimizer steps, and stays there. At every step the counted cost of the
+    open units is at or below it, by less than the cost of one unit.
+
+    Attributes:
+        params: Limit on parameters.
+        macs: Limit on multiply-accumulates.
+        steps: Optimizer steps until the limit is reached; choose about a third of the
+            training. None means 100, so that short runs meet it too.
+        begin: Optimizer steps before anything is pruned.
+        of: What a limit is a fraction of.
+        ascent: Rate at which the multipliers of the penalty grow.
+    """
+
+    params: float | None = None
+    macs: float | None = None
+    steps: int | None = None
+    begin: int = 0
+    of: Literal["gated", "model"] = "gated"
+    ascent: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks the limits.
+
+        Raises:
+            GateError: If there is no limit, or one is not in (0, 1].
+        """
+        if not self.limits:
+            raise GateError("Budget needs a limit: params=0.6, macs=0.5 or both")
+        for what, limit in self.limits.items():
+            if not 0 < limit <= 1:
+                raise GateError(
+                    f"Budget({what}={limit}): a limit is the fraction that may stay, "
+                    "in (0, 1]"
+                )
+        if self.steps is not None and self.steps < 1:
+            raise GateError(f"Budget(steps={self.steps}): expected at least 1")
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits that were given, by what they limit."""
+        given = {"params": self.params, "macs": self.macs}
+        return {what: limit for what, limit in given.items() if limit is not None}
+
+    @property
+    def ramp(self) -> int:
+        """Optimizer steps until the limit is reached."""
+        return 100 if self.steps is None else self.steps
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """Which gates to insert, and how they are trained.
+
+    The defaults are ours; they make gates learn in any training loop, with whatever
+    learning rate and weight decay the optimizer has for the weights:
+
+    - `rate` paces the gates by themselves: the optimizer gives the direction, and its
+      largest step so far moves a gate by `rate` of the way from open to closed. A
+      learning-rate schedule keeps its shape. Scaling the logits by a constant would
+      be right for one learning rate only.
+    - Gates start at factor exactly 1 (the eval model is unchanged), where the clamp
+      is just about to be linear; the papers start beyond it, where gates feel no
+      task gradient at first.
+    - `straight_through` lets saturated and pruned units keep learning, so that a unit
+      pruned by mistake can come back.
+
+    Attributes:
+        kinds: Kinds of coupled group that get a gate.
+        gate: `finegates`, `hard_concrete` or `plain`.
+        budget: What may stay; without one, `objective` is `finegates`.
+        objective: `budget`, `finegates` or `none`; None chooses by `budget`.
+        target_sparsity: Of the `finegates` objective; not the fraction of zeros.
+        weight: Factor of the `finegates` objective (lambda).
+        begin: Optimizer steps before the `finegates` objective starts.
+        weighting: Of the groups in that objective: by what they cost, or all equal.
+        init_mean: Mean of the logits at the start; None is the edge of the clamp for
+            `finegates`, and the published value for others.
+        init_std: Their standard deviation; None is 0, or the published value.
+        noise: Standard deviation of the noise in training (`finegates` only).
+        bound: Largest magnitude of a `finegates` logit.
+        rate: See above; None leaves the steps to the optimizer.
+        straight_through: See above.
+        lr: Learning rate for `param_groups`; None means that of the weights.
+        seed: Of the logits at the start.
+    """
+
+    kinds: tuple[str, ...] = ("mlp", "head")
+    gate: str = "finegates"
+    budget: Budget | None = None
+    objective: Literal["budget", "finegates", "none"] | None = None
+    target_sparsity: float = 0.4
+    weight: float = 50.0
+    begin: int = 0
+    weighting: Literal["cost", "equal"] = "cost"
+    init_mean: float | None = None
+    init_std: float | None = None
+    noise: float = 0.1
+    bound: float = 1.5
+    rate: float | None = 0.02
+    straight_through: bool = True
+    lr: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the choices against each other.
+
+        Raises:
+            GateError: If the objective cannot work with the other choices.
+        """
+        self.parametrization()
+        if (self.resolved_objective == "budget") != (self.budget is not None):
+            raise GateError(
+                f"GateConfig: objective {self.objective!r} with budget {self.budget}\n"
+                "  Give a Budget and leave objective alone, or neither."
+            )
+        if self.budget is not None and self.gate == "plain":
+            raise GateError("GateConfig: plain gates do not learn, so no budget holds")
+        self._check_target()
+
+    def _check_target(self) -> None:
+        # Openness spans Phi(-1) to Phi(3): 1 - target below it cannot be reached.
+        if self.resolved_objective == "finegates" and not (
+            0 <= self.target_sparsity <= 0.841
+        ):
+            raise GateError(
+                f"GateConfig: target_sparsity {self.target_sparsity} is unreachable; "
+                "the openness of a gate is at least 0.159\n"
+                "  Choose at most 0.841, or give a Budget, which counts zeros."
+            )
+
+    @property
+    def resolved_objective(self) -> str:
+        """The objective, chosen by the other settings where it is not given."""
+        if self.objective is not None:
+            return self.objective
+        if self.budget is not None:
+            return "budget"
+        return "finegates" if self.gate == "finegates" else "none"
+
+    def parametrization(self) -> Parametrization:
+        """The parametrisation with the options set here."""
+        options: dict[str, float] = {}
+        if self.gate == "finegates":
+            options = {"mean": EDGE, "std": 0.0}
+            options |= {"noise": self.noise, "bound": self.bound}
+        if self.init_mean is not None:
+            options["mean"] = self.init_mean
+        if self.init_std is not None:
+            options["std"] = self.init_std
+        return parametrization(self.gate, **options)
+
+    @classmethod
+    def paper_finegates_glue(cls) -> GateConfig:
+        """FineGates on GLUE with RoBERTa: target 0.4, lambda 50, lr 1e-3, no decay."""
+        return cls._paper(lr=1e-3)
+
+    @classmethod
+    def paper_finegates_posttrain(cls) -> GateConfig:
+        """FineGates after training (Llama-2-7B on C4): target 0.3, lr 1e-2."""
+        return cls._paper(target_sparsity=0.3, lr=1e-2)
+
+    @classmethod
+    def paper_finegates_pretrain(cls) -> GateConfig:
+        """FineGates in pre-training (1B Llama): lambda 100 from step 1000, lr 1e-2."""
+        return cls._paper(weight=100.0, begin=1000, lr=1e-2)
+
+    @classmethod
+    def peft_finegates(cls) -> GateConfig:
+        """Defaults of the authors' PEFT contribution: no noise, mean 0.9, target 0.2."""
+        return cls._paper(
+            init_mean=0.9, noise=0.0, target_sparsity=0.2, weight=1e-2, lr=None
+        )
+
+    @classmethod
+    def _paper(
+        cls,
+        *,
+        lr: float | None,
+        target_sparsity: float = 0.4,
+        weight: float = 50.0,
+        begin: int = 0,
+        init_mean: float = 1.0,
+        noise: float = 0.1,
+    ) -> GateConfig:
+        # Source: FineGates, the authors' scripts; see FineGates in parametrization.
+        return cls(
+            objective="finegates",
+            target_sparsity=target_sparsity,
+            weight=weight,
+            begin=begin,
+            weighting="equal",
+            init_mean=init_mean,
+            init_std=0.1,
+            noise=noise,
+            bound=math.inf,
+            rate=None,
+            straight_through=False,
+            lr=lr,
+        )

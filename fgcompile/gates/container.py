@@ -1,0 +1,244 @@
+"""All gates of one model, their sites and the state they share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fgcompile.errors import GateError
+from fgcompile.gates.config import GateConfig
+from fgcompile.gates.gate import Gate
+from fgcompile.gates.objective import (
+    BudgetObjective,
+    FineGatesObjective,
+    Objective,
+)
+from fgcompile.gates.op import gate as gate_op
+from fgcompile.gates.spec import GateSite, GateSpec, check_spec
+
+ATTRIBUTE = "fgcompile_gates"
+"""Name under which a model holds its container."""
+
+
+class Site(nn.Module):
+    """One place where a gate acts; its index follows the model between devices."""
+
+    index: Tensor | None
+
+    def __init__(self, gate: Gate, site: GateSite) -> None:
+        """The place `site` of `gate`."""
+        super().__init__()
+        self.size, self.dim, self.label = len(site.index), site.dim, str(site)
+        # A tuple hides the gate from nn.Module: it is registered elsewhere, once.
+        self._gate = (gate,)
+        self.register_buffer("index", _expansion(gate, site.index), persistent=False)
+        self.partial = bool((site.index < 0).any())
+
+    @property
+    def gate(self) -> Gate:
+        """The gate that acts here."""
+        return self._gate[0]
+
+    def factors(self) -> Tensor:
+        """The factor of every index of the dim, shape `[size of the dim]`."""
+        return self.expand(self.gate.value())
+
+    def expand(self, value: Tensor) -> Tensor:
+        """`value` of the gate, repeated for every index of the dim."""
+        if self.partial:
+            value = torch.cat([value, value.new_ones(1)])
+        return value if self.index is None else value.index_select(0, self.index)
+
+    def apply_to(self, x: Any) -> Tensor:
+        """The gated value `x`.
+
+        Raises:
+            GateError: If `x` is not a tensor whose dim has the expected size.
+        """
+        if not isinstance(x, Tensor) or x.size(self.dim) != self.size:
+            found = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise GateError(
+                f"gate {self.gate.name} expects size {self.size} at {self.label}, "
+                f"got {found}"
+            )
+        return gate_op(x, self.factors(), self.dim)
+
+
+def _expansion(gate: Gate, index: Tensor) -> Tensor | None:
+    if torch.equal(index.cpu(), torch.arange(gate.size)):
+        return None
+    # The factor 1 of an index without a unit is appended behind the gate's own.
+    return torch.where(index < 0, gate.size, index)
+
+
+class GateContainer(nn.Module):
+    """The gates of one model, in the order of their specs.
+
+    Attributes:
+        specs: What the gates were made from.
+        config: How they are trained.
+        totals: Cost of the whole model, by `params` and `macs`.
+        gates: The gates, by a name that is a valid attribute.
+        sites: One module per site, in the order of `specs` and their sites.
+        objective: The sparsity term.
+        forwards: Training forwards so far, int64 scalar.
+        penalties: Training forwards whose loss got the sparsity term.
+        updates: Optimizer steps that moved a gate.
+        stride: Largest step of the optimizer so far, over all logits.
+    """
+
+    forwards: Tensor
+    penalties: Tensor
+    updates: Tensor
+    stride: Tensor
+
+    def __init__(
+        self,
+        specs: Sequence[GateSpec],
+        config: GateConfig,
+        totals: dict[str, float],
+    ) -> None:
+        """Open gates for `specs`.
+
+        Raises:
+            GateError: If there are no specs, they contradict themselves, or the
+                budget cannot be met by closing units.
+        """
+        super().__init__()
+        _check_names(specs)
+        self.specs, self.config, self.totals = tuple(specs), config, dict(totals)
+        self.gates = _gates_of(specs, config)
+        by_spec = zip(specs, self.each(), strict=True)
+        self.sites = nn.ModuleList(
+            Site(gate, site) for spec, gate in by_spec for site in spec.sites
+        )
+        self.objective = self._objective()
+        for counter in ("forwards", "penalties", "updates"):
+            self.register_buffer(counter, torch.zeros((), dtype=torch.int64))
+        self.register_buffer("stride", torch.zeros(()))
+        # Whether an optimizer may have moved the logits since they were last read.
+        self.stale = False
+
+    def forward(self, x: Any = None) -> Any:
+        """`x` itself: an `nn.Sequential` that owns gates calls them last."""
+        return x
+
+    def each(self) -> list[Gate]:
+        """The gates in order."""
+        return cast("list[Gate]", list(self.gates.children()))
+
+    def gated_cost(self) -> dict[str, float]:
+        """What all units of all gates are worth, by `params` and `macs`."""
+        return {
+            what: sum(float(getattr(gate, what).double().sum()) for gate in self.each())
+            for what in ("params", "macs")
+        }
+
+    def begin_forward(self) -> None:
+        """Takes up what the optimizer did, and draws this forward's noise."""
+        if self.training:
+            with torch.no_grad():
+                self.forwards += 1
+                self.settle()
+            self.stale = True
+            for gate in self.each():
+                gate.sample_noise()
+        elif self.stale:
+            self.settle()
+            self.stale = False
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Makes factors, target and pruned units those after the last optimizer step.
+
+        Changes nothing if no logit moved since the last call.
+        """
+        gates = [gate for gate in self.each() if gate.parametrization.trainable]
+        if not gates:
+            return
+        steps = [gate.logits - gate.seen for gate in gates]
+        largest = torch.stack([step.abs().max() for step in steps]).max()
+        self.stride.copy_(torch.maximum(self.stride, largest))
+        for gate, step in zip(gates, steps, strict=True):
+            self._advance(gate, step)
+        moved = largest > 0
+        self.updates += moved
+        self.objective.update(self.each(), self.updates, moved)
+
+    def penalty(self) -> Tensor:
+        """The sparsity term."""
+        if self.training:
+            self.penalties += 1
+        return self.objective.penalty(self.each(), self.updates)
+
+    def _advance(self, gate: Gate, step: Tensor) -> None:
+        bound = gate.parametrization.bound
+        if gate.anchor is None:
+            gate.logits.clamp_(-bound, bound)
+        else:
+            pace = self.config.rate * gate.parametrization.span / self.stride
+            gate.anchor += step * torch.where(self.stride > 0, pace, 0.0)
+            gate.anchor.clamp_(-bound, bound)
+        gate.seen.copy_(gate.logits)
+
+    def _objective(self) -> Objective:
+        config = self.config
+        if config.resolved_objective == "budget":
+            assert config.budget is not None  # GateConfig checks it
+            return BudgetObjective(config.budget, self.totals, self.gated_cost())
+        if config.resolved_objective == "finegates":
+            return FineGatesObjective(
+                config.target_sparsity, config.weight, config.begin, config.weighting
+            )
+        return Objective()
+
+
+def _check_names(specs: Sequence[GateSpec]) -> None:
+    if not specs:
+        raise GateError(
+            "no coupled group of a requested kind was found, so there is nothing to "
+            "gate\n  Look at fgcompile.analyze(model) for the groups there are."
+        )
+    names = [spec.name for spec in specs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise GateError(f"gate {twice[0]} is specified twice")
+    for spec in specs:
+        check_spec(spec)
+
+
+def _gates_of(specs: Iterable[GateSpec], config: GateConfig) -> nn.Module:
+    holder = nn.Module()
+    generator = torch.Generator().manual_seed(config.seed)
+    for spec in specs:
+        gate = Gate(
+            spec.name,
+            spec.kind,
+            spec.size,
+            config.parametrization(),
+            generator=generator,
+            paced=config.rate is not None,
+            straight_through=config.straight_through,
+            floor=FLOOR if config.budget is not None else 0.0,
+        )
+        gate.params.copy_(spec.parameters)
+        gate.macs.copy_(spec.macs)
+        holder.add_module(_attribute(spec.name, holder), gate)
+    return holder
+
+
+FLOOR = 0.01
+"""Smallest factor of a unit that the budget keeps: open, so that counts are exact."""
+
+
+def _attribute(name: str, holder: nn.Module) -> str:
+    """`name` as an attribute that `holder` does not have yet."""
+    base = re.sub(r"\W", "_", name) or "gate"
+    base = base if not base[0].isdigit() else f"g{base}"
+    free, number = base, 1
+    while hasattr(holder, free):
+        free, number = f"{base}_{number}", number + 1
+    return free

@@ -1,0 +1,182 @@
+"""One gate: a vector of factors, shared by every place where its group is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fgcompile.errors import GateError
+from fgcompile.gates.parametrization import Parametrization
+
+
+class Gate(nn.Module):
+    """One factor in [0, 1] per unit of a coupled group.
+
+    Attributes:
+        name: Name of the coupled group.
+        kind: Kind of the group, such as `mlp` or `head`.
+        size: Units of the group.
+        logits: What the optimizer sees, float32, shape `[size]`.
+        closed: Units that the user closed, bool.
+        pruned: Units that the budget keeps closed for now, bool.
+        floor: Smallest factor of a unit that is neither closed nor pruned.
+    """
+
+    logits: nn.Parameter
+    closed: Tensor
+    pruned: Tensor
+    seen: Tensor
+    anchor: Tensor | None
+    noise: Tensor
+    params: Tensor
+    macs: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        size: int,
+        parametrization: Parametrization,
+        *,
+        generator: torch.Generator,
+        paced: bool = False,
+        straight_through: bool = False,
+        floor: float = 0.0,
+    ) -> None:
+        """A gate with all units open.
+
+        Args:
+            name: Name of the coupled group.
+            kind: Kind of the group.
+            size: Units of the group.
+            parametrization: How a logit becomes a factor.
+            generator: Source of the logits at the start.
+            paced: Whether the gate moves at its own pace: `logits` then only tell the
+                direction of the optimizer's steps, and `anchor` holds the position.
+            straight_through: Whether the clamp passes gradients where it saturates,
+                so that closed and fully open units still learn.
+            floor: Smallest factor of a unit that is neither closed nor pruned.
+        """
+        super().__init__()
+        self.name, self.kind, self.size = name, kind, size
+        self.parametrization = parametrization
+        self.straight_through, self.floor = straight_through, floor
+        start = parametrization.initial(size, generator)
+        self._add_state(start, paced)
+        self.logits.requires_grad_(parametrization.trainable)
+
+    def _add_state(self, start: Tensor, paced: bool) -> None:
+        size = self.size
+        logits = torch.zeros(size) if paced else start
+        self.logits = nn.Parameter(logits)
+        self.register_buffer("anchor", start if paced else None)
+        self.register_buffer("seen", logits.clone())
+        self.register_buffer("closed", torch.zeros(size, dtype=torch.bool))
+        self.register_buffer("pruned", torch.zeros(size, dtype=torch.bool))
+        self.register_buffer("noise", torch.zeros(size), persistent=False)
+        for cost in ("params", "macs"):
+            self.register_buffer(cost, torch.ones(size), persistent=False)
+
+    @property
+    def open(self) -> Tensor:
+        """Units whose eval factor is not 0, bool, shape `[size]`."""
+        with torch.no_grad():
+            return self.eval_value() != 0
+
+    @property
+    def theta(self) -> Tensor:
+        """Position of every unit: the logit that the factor is computed from."""
+        if self.anchor is None:
+            return self.logits
+        return self.anchor + (self.logits - self.seen)
+
+    def close(self, indices: Tensor | Sequence[int]) -> None:
+        """Makes units compute zero, in training and eval, until they are reopened.
+
+        Raises:
+            GateError: If an index is not a unit of this gate; nothing is closed then.
+        """
+        self.closed[self._units(indices)] = True
+
+    def reopen(self) -> None:
+        """Undoes every `close`."""
+        self.closed.fill_(False)
+
+    def forward(self) -> Tensor:
+        """Same as `value`, so that a gate can be a node of a graph."""
+        return self.value()
+
+    def value(self) -> Tensor:
+        """Current factors, float32, shape `[size]`.
+
+        In training they hold this forward's sample of the noise: every use of the gate
+        in one forward, and its recomputation under gradient checkpointing, sees the
+        same factors. In eval they are deterministic.
+        """
+        return self.training_value() if self.training else self.eval_value()
+
+    def eval_value(self) -> Tensor:
+        """Factors without noise."""
+        factors = self._clamp(self.parametrization.stretched(self.theta, None))
+        return factors.masked_fill(self.closed | self.pruned, 0.0)
+
+    def training_value(self) -> Tensor:
+        """Factors with the noise of the current forward."""
+        stretched = self.parametrization.stretched(self.theta, self.noise)
+        factors = self._clamp(stretched).masked_fill(self.pruned | self.closed, 0.0)
+        if not self.straight_through:
+            return factors
+        # Units that the budget pruned keep learning; those the user closed do not.
+        learning = (stretched - stretched.detach()).masked_fill(self.closed.clone(), 0)
+        return factors.detach() + learning
+
+    def openness(self) -> Tensor:
+        """Smooth stand-in for "is open", in [0, 1]; 0 for units the user closed."""
+        openness = self.parametrization.openness(self.theta)
+        return openness.masked_fill(self.closed.clone(), 0.0)
+
+    def score(self) -> Tensor:
+        """The eval factor before it is clamped: how far from closing a unit is."""
+        return self.parametrization.stretched(self.theta, None)
+
+    def sample_noise(self) -> None:
+        """Draws the noise of the next forward."""
+        with torch.no_grad():
+            self.parametrization.sample_(self.noise)
+
+    def extra_repr(self) -> str:
+        return f"{self.name!r}, kind={self.kind!r}, size={self.size}"
+
+    def _clamp(self, stretched: Tensor) -> Tensor:
+        return stretched.clamp(self.floor, 1.0)
+
+    def _units(self, indices: Tensor | Sequence[int]) -> Tensor:
+        units = torch.as_tensor(indices, device=self.closed.device)
+        if units.numel() == 0:
+            return units.long()
+        if units.dtype == torch.bool or units.is_floating_point():
+            raise GateError(
+                f"gate {self.name}: indices are {units.dtype}, expected integers\n"
+                "  For a mask, pass mask.nonzero().flatten()."
+            )
+        bad = units[(units < 0) | (units >= self.size)]
+        if bad.numel():
+            raise GateError(
+                f"index {int(bad[0])} is out of range for gate {self.name} "
+                f"with {self.size} units"
+            )
+        return units.long()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # A logit in bfloat16 would not feel a step of the optimizer: gates follow the
+        # model from device to device, but stay float32.
+        def same_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if moved.dtype == tensor.dtype:
+                return moved
+            return tensor.to(moved.device)
+
+        return super()._apply(same_dtype, recurse)

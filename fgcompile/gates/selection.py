@@ -1,0 +1,54 @@
+"""Which units a budget closes: the lowest scores, until the cost fits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ROUNDS = 3
+
+
+def units_to_prune(score: Tensor, costs: Tensor, limits: Tensor) -> Tensor:
+    """Units to close so that every cost of the others is within its limit.
+
+    Walks the units from the lowest score up. Where the next one would undershoot the
+    limit, cheaper ones behind it fill the rest, so the remaining cost is below the
+    limit by less than the cheapest unit. Units that cost nothing stay.
+
+    Args:
+        score: One per unit, shape `[n]`.
+        costs: Cost of each unit, one row per limit, float64, shape `[limits n]`.
+        limits: Limit on the sum of each row over the units that stay.
+
+    Returns:
+        Bool, shape `[n]`.
+    """
+    # Only tensor operations: this runs in every training forward, also when compiled.
+    order = score.argsort(stable=True)
+    pruned = torch.zeros_like(score, dtype=torch.bool)
+    for cost, limit in zip(costs[:, order], limits, strict=True):
+        # Without a tolerance the rounding of a sum would close one unit too many.
+        limit = limit + 1e-9 * cost.sum()
+        for _ in range(ROUNDS):
+            pruned = pruned | _fitting(pruned, cost, limit)
+        pruned = pruned | _cheapest(pruned, cost, limit)
+    return torch.zeros_like(pruned).scatter(0, order, pruned)
+
+
+def _excess(pruned: Tensor, cost: Tensor, limit: Tensor) -> Tensor:
+    return cost.masked_fill(pruned, 0.0).sum() - limit
+
+
+def _fitting(pruned: Tensor, cost: Tensor, limit: Tensor) -> Tensor:
+    """The first units that together cost at most what is still too much."""
+    excess = _excess(pruned, cost, limit)
+    fits = ~pruned & (cost > 0) & (cost <= excess)
+    return fits & (cost.masked_fill(~fits, 0.0).cumsum(0) <= excess)
+
+
+def _cheapest(pruned: Tensor, cost: Tensor, limit: Tensor) -> Tensor:
+    """The first of the cheapest units left, if the limit is still exceeded."""
+    left = cost.masked_fill(pruned | (cost == 0), float("inf"))
+    cheapest = (left == left.min()) & left.isfinite()
+    first = cheapest & (cheapest.cumsum(0) == 1)
+    return first & (_excess(pruned, cost, limit) > 0)

@@ -1,0 +1,109 @@
+"""What the gates have done so far, for logs and for the checks before lowering."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from torch import nn
+
+from fgcompile.gates.attach import container_of
+from fgcompile.gates.container import GateContainer
+from fgcompile.gates.objective import BudgetObjective
+
+logger = logging.getLogger("fgcompile")
+
+TOLERANCE = 0.01
+"""Largest distance from a limit that still counts as met, as a fraction of the cost."""
+
+
+def status(model: nn.Module) -> dict[str, Any]:
+    """Where the gates of `model` stand.
+
+    Returns:
+        `open`: fraction of open units by kind. `cost`: fraction of the gated cost in
+        open units, by `params` and `macs`, counted in eval. `target`, `goal` and
+        `gap` (cost minus goal): of every limit, in the same unit; empty without a
+        budget. `steps`: optimizer steps that moved a gate. `forwards`: training
+        forwards. `penalties`: how often the sparsity term was computed in training.
+        `met`: whether the cost is below every limit, or within 0.01 of it.
+        `problems`: sentences about what went wrong; they are logged as warnings too.
+
+    Raises:
+        GateError: If `model` has no gates.
+    """
+    container = container_of(model)
+    container.settle()
+    cost = counted_cost(container)
+    target, goal = _limits(container)
+    gap = {what: cost[what] - limit for what, limit in goal.items()}
+    found = {
+        "open": _open_by_kind(container),
+        "cost": cost,
+        "target": target,
+        "goal": goal,
+        "gap": gap,
+        "steps": int(container.updates),
+        "forwards": int(container.forwards),
+        "penalties": int(container.penalties),
+        "met": all(distance <= TOLERANCE for distance in gap.values()),
+    }
+    found["problems"] = _problems(container, found)
+    for problem in found["problems"]:
+        logger.warning(problem)
+    return found
+
+
+def counted_cost(container: GateContainer) -> dict[str, float]:
+    """Fraction of the gated cost in units whose eval factor is not 0."""
+    gated, fractions = container.gated_cost(), {}
+    for what, total in gated.items():
+        kept = sum(
+            float((getattr(gate, what).double() * gate.open).sum())
+            for gate in container.each()
+        )
+        fractions[what] = kept / total if total else 1.0
+    return fractions
+
+
+def _open_by_kind(container: GateContainer) -> dict[str, float]:
+    open_, size = {}, {}
+    for gate in container.each():
+        open_[gate.kind] = open_.get(gate.kind, 0) + int(gate.open.sum())
+        size[gate.kind] = size.get(gate.kind, 0) + gate.size
+    return {kind: open_[kind] / size[kind] for kind in size}
+
+
+def _limits(container: GateContainer) -> tuple[dict[str, float], dict[str, float]]:
+    objective = container.objective
+    if not isinstance(objective, BudgetObjective):
+        return {}, {}
+    target = dict(zip(objective.costs, objective.target.tolist(), strict=True))
+    return target, dict(zip(objective.costs, objective.goal, strict=True))
+
+
+def _problems(container: GateContainer, found: dict[str, Any]) -> list[str]:
+    forwards, problems = found["forwards"], []
+    trains = container.config.resolved_objective != "none"
+    if trains and forwards and not found["penalties"]:
+        problems.append(
+            f"the sparsity penalty never ran in {forwards} training forwards: the "
+            "model returns no loss; add fgcompile.penalty(model) to yours"
+        )
+    if trains and forwards and not found["steps"]:
+        problems.append(
+            f"no gate moved in {forwards} training forwards: create the optimizer "
+            "after insert_gates, from all parameters of the model"
+        )
+    for what, gap in found["gap"].items():
+        if gap > TOLERANCE:
+            problems.append(_missed(what, found))
+    return problems
+
+
+def _missed(what: str, found: dict[str, Any]) -> str:
+    return (
+        f"the budget is not met: {found['cost'][what]:.1%} of the gated {what} are "
+        f"open, the limit is {found['goal'][what]:.1%}, and step {found['steps']} "
+        f"allows {found['target'][what]:.1%}; train longer, or set Budget(steps=...)"
+    )
