@@ -49,7 +49,11 @@ def export_failure(
 def _depends_on_values(error: BaseException | None) -> bool:
     while error is not None:
         name = type(error).__name__
-        if "DataDependent" in name or "Dynamic" in name or "data-dependent" in str(error):
+        if (
+            "DataDependent" in name
+            or "Dynamic" in name
+            or "data-dependent" in str(error)
+        ):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -132,7 +132,11 @@ class _Maker:
         positions = [
             value
             for config in self.configs
-            for key in ("max_position_embeddings", "n_positions", "max_target_positions")
+            for key in (
+                "max_position_embeddings",
+                "n_positions",
+                "max_target_positions",
+            )
             if isinstance(value := getattr(config, key, None), int) and value > 4
         ]
         return min([length, *(value - 2 for value in positions)])

@@ -13,7 +13,11 @@ from fgcompile.program import Program
 
 
 def other_inputs(
-    program: Program, batch: int = 3, length: int = 7, padded: bool = False, seed: int = 1
+    program: Program,
+    batch: int = 3,
+    length: int = 7,
+    padded: bool = False,
+    seed: int = 1,
 ) -> dict[str, Any]:
     """Fresh inputs with the structure of `program.inputs`, at other sizes.
 
@@ -55,7 +59,9 @@ class _Sizes:
             return list(leaf.shape)
         return [
             size if isinstance(size, int) else self._size(size.node, dim, seen)
-            for dim, (size, seen) in enumerate(zip(value.shape, leaf.shape, strict=True))
+            for dim, (size, seen) in enumerate(
+                zip(value.shape, leaf.shape, strict=True)
+            )
         ]
 
     def _size(self, symbolic: Any, dim: int, seen: int) -> int:

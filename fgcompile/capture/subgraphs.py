@@ -106,7 +106,9 @@ def _share_attribute(target: GraphModule, source: GraphModule, node: Node) -> No
             break
         free += "_"
     else:
-        if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
+        if isinstance(value, torch.Tensor) and not isinstance(
+            value, torch.nn.Parameter
+        ):
             target.register_buffer(free, value, persistent=False)
         else:
             setattr(target, free, value)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+aten = torch.ops.aten
 
 _ASSERTIONS = {
-    torch.ops.aten._assert_async.default,
-    torch.ops.aten._assert_async.msg,
-    torch.ops.aten._assert_scalar.default,
-    torch.ops.aten._assert_tensor_metadata.default,
-    torch.ops.aten.sym_constrain_range.default,
-    torch.ops.aten.sym_constrain_range_for_size.default,
+    aten._assert_async.default,
+    aten._assert_async.msg,
+    aten._assert_scalar.default,
+    aten._assert_tensor_metadata.default,
+    aten.sym_constrain_range.default,
+    aten.sym_constrain_range_for_size.default,
     torch._check,
     torch._check_is_size,
 }
@@ -26,65 +34,99 @@ def remove_assertions(graph_module: GraphModule) -> bool:
     return bool(found)
 
 
-def merge_tied_tensors(graph_module: GraphModule, model: nn.Module) -> dict[str, str]:
-    """Read every tensor under one name only: its first one in `model`.
-
-    Returns:
-        Other names of tensors that have several -> the name that is read.
-    """
-    canonical, aliases = _names(model)
-    first: dict[str, Node] = {}
-    for node in list(graph_module.graph.nodes):
-        if node.op != "get_attr":
-            continue
-        name = str(node.target)
-        tensor = _lookup(graph_module, name)
-        node.target = canonical.get(id(tensor), name)
-        if node.target != name:
-            _assign(graph_module, str(node.target), tensor)
-        kept = first.setdefault(str(node.target), node)
-        if kept is not node:
-            node.replace_all_uses_with(kept)
-            graph_module.graph.erase_node(node)
-    for name in aliases:
-        _delete(graph_module, name)
-    return aliases
+_SAME = {
+    aten.alias.default,
+    aten.detach.default,
+    aten.detach_.default,
+    aten.lift_fresh.default,
+}
+_CASTS = {
+    aten.to.device,
+    aten.to.dtype,
+    aten.to.dtype_layout,
+    aten.to.other,
+    aten.type_as.default,
+}
+_DROPOUTS = {
+    aten.alpha_dropout.default,
+    aten.dropout.default,
+    aten.feature_dropout.default,
+}
+_COPIES = {aten.lift_fresh_copy.default}
 
 
-def _names(model: nn.Module) -> tuple[dict[int, str], dict[str, str]]:
-    canonical: dict[int, str] = {}
-    aliases: dict[str, str] = {}
-    for name, tensor in [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]:
-        kept = canonical.setdefault(id(tensor), name)
-        if kept != name:
-            aliases[name] = kept
-    return canonical, aliases
+def remove_identities(graph_module: GraphModule) -> bool:
+    """Bypass ops that return their operand: the same values in the same memory."""
+    return _bypass(graph_module, _is_identity)
 
 
-def _lookup(root: nn.Module, path: str) -> object:
-    owner, _, name = path.rpartition(".")
-    return getattr(root.get_submodule(owner), name)
+def remove_copies(graph_module: GraphModule) -> bool:
+    """Bypass copies of constants; only in-place ops could tell them apart."""
+    return _bypass(graph_module, lambda node: node.target in _COPIES)
 
 
-def _assign(root: nn.Module, path: str, tensor: object) -> None:
-    owner, _, name = path.rpartition(".")
-    module = root
-    for part in owner.split(".") if owner else []:
-        if not hasattr(module, part):
-            module.add_module(part, nn.Module())
-        module = getattr(module, part)
-    if isinstance(tensor, torch.Tensor) and not isinstance(tensor, nn.Parameter):
-        module.register_buffer(name, tensor)
-    else:
-        setattr(module, name, tensor)
+def _bypass(graph_module: GraphModule, found: Callable[[Node], bool]) -> bool:
+    nodes = [node for node in graph_module.graph.nodes if found(node)]
+    for node in nodes:
+        operand = node.args[0]
+        assert isinstance(operand, Node)
+        node.replace_all_uses_with(operand)
+        graph_module.graph.erase_node(node)
+    return bool(nodes)
 
 
-def _delete(root: nn.Module, path: str) -> None:
-    owner, _, name = path.rpartition(".")
-    try:
-        delattr(root.get_submodule(owner), name)
-    except AttributeError:
-        return
+def _is_identity(node: Node) -> bool:
+    if node.target in _SAME:
+        return True
+    if node.target in _CASTS:
+        return _keeps_type(node)
+    if node.target in _DROPOUTS:
+        return node.args[1] == 0 or not node.args[2]
+    return node.target is aten.slice.Tensor and _takes_all(node)
+
+
+def _keeps_type(node: Node) -> bool:
+    before, after = node.args[0].meta.get("val"), node.meta.get("val")
+    if not (isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor)):
+        return False
+    options = {**dict(enumerate(node.args[1:])), **node.kwargs}
+    plain = not any(
+        value is True or isinstance(value, torch.memory_format)
+        for value in options.values()
+    )
+    return plain and (before.dtype, before.device) == (after.dtype, after.device)
+
+
+def _takes_all(node: Node) -> bool:
+    _, _, start, end, step = (*node.args, *(None, 0, None, None, 1)[len(node.args) :])
+    whole = end is None or (isinstance(end, int) and end == sys.maxsize)
+    return start in (0, None) and whole and step == 1
+
+
+def settle_sizes(graph_module: GraphModule) -> None:
+    """Symbols that tracing found to be one number are numbers in every `val`."""
+    for node in graph_module.graph.nodes:
+        if "val" in node.meta:
+            node.meta["val"] = pytree.tree_map(_settled, node.meta["val"])
+
+
+def _settled(value: Any) -> Any:
+    if isinstance(value, torch.SymInt):
+        number = value.node.maybe_as_int()
+        return value if number is None else number
+    if not isinstance(value, FakeTensor):
+        return value
+    shape = [_settled(size) for size in value.shape]
+    if not any(
+        isinstance(old, torch.SymInt) and isinstance(new, int)
+        for old, new in zip(value.shape, shape, strict=True)
+    ):
+        return value
+    with value.fake_mode:
+        return torch.empty_strided(
+            shape,
+            [_settled(stride) for stride in value.stride()],
+            dtype=value.dtype,
+            device=value.device,
+            requires_grad=value.requires_grad,
+        )

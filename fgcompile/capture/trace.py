@@ -18,11 +18,18 @@ from torch.utils import _pytree as pytree
 
 from fgcompile.capture.binding import bind_inputs
 from fgcompile.capture.diagnosis import export_failure
+from fgcompile.capture.functional import functionalize
 from fgcompile.capture.names import output_names
 from fgcompile.capture.shapes import distinct_plans, grow_batch
 from fgcompile.capture.state import tracing_state
 from fgcompile.capture.subgraphs import inline_subgraphs
-from fgcompile.capture.tidy import merge_tied_tensors, remove_assertions
+from fgcompile.capture.tidy import (
+    remove_assertions,
+    remove_copies,
+    remove_identities,
+    settle_sizes,
+)
+from fgcompile.capture.tied import merge_tied_tensors
 from fgcompile.errors import CaptureError
 from fgcompile.program import Program
 
@@ -55,9 +62,18 @@ def capture(
         return _wrap_graph(model, example_inputs)
     inputs = bind_inputs(model, example_inputs)
     exported, inputs = _export(model, inputs)
+    graph_module = _graph_module(exported)
+    if not _flatten(graph_module):
+        # Writes through views are beyond a local rewrite: torch's functionalization.
+        graph_module = _graph_module(exported.run_decompositions({}))
+        _flatten(graph_module)
+    return _finish(graph_module, inputs, model)
+
+
+def _graph_module(exported: ExportedProgram) -> GraphModule:
     graph_module = exported.module(check_guards=False)
     assert isinstance(graph_module, GraphModule)
-    return _finish(graph_module, inputs, model)
+    return graph_module
 
 
 def is_aten_graph(model: nn.Module) -> bool:
@@ -83,6 +99,7 @@ def _wrap_graph(model: Any, example_inputs: Any) -> Program:
             if node.op == "placeholder"
         }
     copy = Program(model, inputs).copy()
+    _flatten(copy.graph_module)
     return _finish(copy.graph_module, inputs, model)
 
 
@@ -126,10 +143,18 @@ def _export_once(
         )
 
 
-def _finish(graph_module: GraphModule, inputs: dict[str, Any], model: Any) -> Program:
+def _flatten(graph_module: GraphModule) -> bool:
+    """One flat graph of what is computed; whether no in-place op is left in it."""
     graph_module._forward_pre_hooks.clear()
     inline_subgraphs(graph_module)
     remove_assertions(graph_module)
+    remove_identities(graph_module)
+    return functionalize(graph_module)
+
+
+def _finish(graph_module: GraphModule, inputs: dict[str, Any], model: Any) -> Program:
+    remove_copies(graph_module)
+    settle_sizes(graph_module)
     aliases = merge_tied_tensors(graph_module, model)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()

@@ -77,9 +77,7 @@ def add(
 ) -> None:
     """Register a transformers model; it needs no example inputs."""
     merged = {**facts, **more}
-    register(
-        Entry(name, lambda: transformers_model(class_name, merged), unseen=unseen)
-    )
+    register(Entry(name, lambda: transformers_model(class_name, merged), unseen=unseen))
 
 
 EAGER = {"attn_implementation": "eager"}
@@ -102,7 +100,13 @@ add("gpt2", "GPT2LMHeadModel", GPT2)
 add("gpt2:eager", "GPT2LMHeadModel", GPT2, **EAGER)
 add("gpt_neox", "GPTNeoXForCausalLM", SIZES, rotary_pct=0.5)
 add("opt", "OPTForCausalLM", OPT)
-add("bloom", "BloomForCausalLM", {"hidden_size": 32, "n_layer": 2}, n_head=4, vocab_size=128)
+add(
+    "bloom",
+    "BloomForCausalLM",
+    {"hidden_size": 32, "n_layer": 2},
+    n_head=4,
+    vocab_size=128,
+)
 add("falcon:multi-query", "FalconForCausalLM", SIZES, multi_query=True)
 add(
     "falcon:new-decoder",
