@@ -43,6 +43,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 # Optional packages, and the layers that may import them inside a function.
 OPTIONAL = {
+    "google": {"targets", "report"},  # protobuf comes with onnx
     "onnx": {"targets", "report"},
     "onnx_ir": {"targets", "report"},
     "onnxruntime": {"targets", "report"},
