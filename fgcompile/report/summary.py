@@ -119,7 +119,10 @@ class Node:
         operands: What it reads, in order; None for an omitted operand.
         attributes: Sorted (name, text) pairs.
         outputs: Types of its results.
-        module: Module path; empty where unknown.
+        sizes: Shapes of its results at the summary's stated input shapes; None
+            where they could not be derived.
+        module: Module path that the graph itself records; empty where unknown.
+        display: What to call its place in a report; not used for matching.
         line: "file.py:12"; empty where unknown.
         scope: Subgraph it lives in, such as "then_branch"; empty at top level.
         origin: The captured op it was made from, such as "aten.linear".
@@ -129,7 +132,9 @@ class Node:
     operands: tuple[Operand, ...] = ()
     attributes: tuple[tuple[str, str], ...] = ()
     outputs: tuple[TensorType, ...] = ()
+    sizes: tuple[tuple[int, ...] | None, ...] = ()
     module: str = ""
+    display: str = ""
     line: str = ""
     scope: str = ""
     origin: str = ""
@@ -159,7 +164,7 @@ class ModelSummary:
         parameters: By key; keys are private to the summary.
         groups: Coupled groups, where an analysis ran.
         opsets: Operator set versions, sorted (domain, version) pairs.
-        sizes: Values that dynamic dims have when MACs are counted.
+        input_sizes: Shapes of the inputs at which `Node.sizes` hold.
         notes: Sentences for the reader about what could not be seen.
     """
 
@@ -171,8 +176,17 @@ class ModelSummary:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     groups: tuple[Group, ...] = ()
     opsets: tuple[tuple[str, int], ...] = ()
-    sizes: tuple[tuple[str, int], ...] = ()
+    input_sizes: tuple[tuple[int, ...] | None, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def stated_shape(self) -> str:
+        """The inputs with the shapes that MACs are counted at."""
+        return ", ".join(
+            f"{port.name}{list(size)}"
+            for port, size in zip(self.inputs, self.input_sizes, strict=True)
+            if size is not None
+        )
 
     @property
     def parameter_count(self) -> int:

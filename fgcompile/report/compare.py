@@ -1,0 +1,125 @@
+"""From two summaries to a GraphDiff."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from fgcompile.report.changes import (
+    GroupChange,
+    Layer,
+    Measure,
+    Note,
+    ParameterChange,
+    Pinned,
+    Verdict,
+    Verification,
+)
+from fgcompile.report.cost import count_macs
+from fgcompile.report.graph_diff import GraphDiff
+from fgcompile.report.groups import group_changes
+from fgcompile.report.interface import interface_changes
+from fgcompile.report.matching import match_nodes
+from fgcompile.report.natural import natural_key
+from fgcompile.report.node_changes import node_changes
+from fgcompile.report.pairs import label_tensors, pair_tensors, parameter_changes
+from fgcompile.report.summary import ModelSummary
+
+
+def diff_summaries(
+    before: ModelSummary,
+    after: ModelSummary,
+    *,
+    groups: Sequence[GroupChange] | None = None,
+    verified: Verification | None = None,
+    pinned: Iterable[Pinned] = (),
+    notes: Iterable[Note] = (),
+    budgets: Iterable[str] = (),
+    title: str = "",
+) -> GraphDiff:
+    """The difference between two models.
+
+    Args:
+        before: The model before.
+        after: The model after.
+        groups: The group changes, where the caller knows them (a lowering does);
+            otherwise they are read off the changed dims.
+        verified: What running both side by side showed.
+        pinned: Units that had to stay, and why.
+        notes: Sentences to put into the report, such as closed units that stayed.
+        budgets: Limits such as "params=-30%".
+        title: Names the pair; not a path.
+
+    Raises:
+        BudgetError: If a limit cannot be parsed.
+    """
+    matching = match_nodes(before, after)
+    pairs = pair_tensors(before, after, matching)
+    if groups is None:
+        groups = group_changes(before, after, matching, pairs)
+    changed = parameter_changes(before, after, pairs)
+    diff = GraphDiff(
+        verdict=Verdict(
+            parameters=Measure(before.parameter_count, after.parameter_count),
+            macs=Measure(count_macs(before), count_macs(after)),
+            size_bytes=Measure(before.size_bytes, after.size_bytes),
+            macs_shape=after.stated_shape,
+            verified=verified,
+        ),
+        interface=interface_changes(before, after),
+        groups=tuple(groups),
+        nodes=node_changes(before, after, matching),
+        parameters=changed,
+        layers=_layers(before, after, groups),
+        pinned=tuple(sorted(pinned, key=lambda p: natural_key(p.name))),
+        notes=(*_own_notes(before, after, changed), *notes),
+        title=title,
+    )
+    return diff.with_budgets(budgets)
+
+
+def _layers(
+    before: ModelSummary, after: ModelSummary, groups: Sequence[GroupChange]
+) -> tuple[Layer, ...]:
+    counts = [_by_module(summary) for summary in (before, after)]
+    member_of: dict[str, set[str]] = {}
+    for group in groups:
+        for member in group.members:
+            module = member.parameter.rpartition(".")[0]
+            member_of.setdefault(module, set()).add(group.name)
+    return tuple(
+        Layer(
+            module,
+            Measure(counts[0].get(module, 0), counts[1].get(module, 0)),
+            tuple(sorted(member_of.get(module, ()), key=natural_key)),
+        )
+        for module in sorted(counts[0].keys() | counts[1].keys(), key=natural_key)
+    )
+
+
+def _by_module(summary: ModelSummary) -> dict[str, int]:
+    """Parameters [count] by the module path that their first reader gives them."""
+    counts: dict[str, int] = {}
+    for key, label in label_tensors(summary).items():
+        parameter = summary.parameters[key]
+        if parameter.trained:
+            module = label.rpartition(".")[0] or label
+            counts[module] = counts.get(module, 0) + parameter.count
+    return counts
+
+
+def _own_notes(
+    before: ModelSummary, after: ModelSummary, changed: Sequence[ParameterChange]
+) -> list[Note]:
+    notes = [Note(text) for text in dict.fromkeys([*before.notes, *after.notes])]
+    if before.dialect != after.dialect:
+        kinds = f"{before.dialect} and {after.dialect}"
+        notes.append(
+            Note(
+                f"the two models have different operators ({kinds}): parameters and "
+                "the interface were compared, operations were not"
+            )
+        )
+    trained = sum(change.values_changed for change in changed)
+    if trained:
+        notes.append(Note(f"{trained} tensors of equal shape hold other values"))
+    return notes

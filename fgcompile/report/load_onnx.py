@@ -1,0 +1,91 @@
+"""Summaries of ONNX files; weights stay on disk until someone compares them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fgcompile.errors import FormatError
+from fgcompile.report.onnx_graph import GraphReader
+from fgcompile.report.onnx_order import in_order
+from fgcompile.report.onnx_tensors import port_type
+from fgcompile.report.summary import ModelSummary, Port
+
+if TYPE_CHECKING:
+    import onnx
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def load_onnx(path: str | os.PathLike[str], shapes: Shapes = {}) -> ModelSummary:  # noqa: B006
+    """Summary of an ONNX file.
+
+    Args:
+        path: The file; its external data lies in the same folder or below.
+        shapes: Input shapes to count MACs at, by input name.
+
+    Raises:
+        FormatError: If the file, or the data it refers to, is missing, damaged,
+            outside its folder, or not an ONNX model.
+    """
+    file = Path(path)
+    return summarize_onnx(_parse(file), file.parent, shapes)
+
+
+def summarize_onnx(
+    model: onnx.ModelProto,
+    folder: Path | None = None,
+    shapes: Shapes = {},  # noqa: B006
+) -> ModelSummary:
+    """Summary of a model in memory; external data is looked for in `folder`.
+
+    Raises:
+        FormatError: If the graph refers to values or data that do not exist.
+    """
+    from fgcompile.report.onnx_shapes import infer_sizes
+
+    nodes = in_order(model.graph.node, {v.name for v in model.graph.input})
+    inferred = infer_sizes(model, nodes, shapes)
+    reader = GraphReader(model, folder, inferred.values)
+    results = reader.read(model.graph)
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in stored]
+    return ModelSummary(
+        dialect="onnx",
+        inputs=tuple(Port(value.name, port_type(value)) for value in inputs),
+        outputs=tuple(Port(v.name, port_type(v)) for v in model.graph.output),
+        results=results,
+        nodes=tuple(reader.nodes),
+        parameters=reader.parameters,
+        opsets=tuple(sorted((o.domain, o.version) for o in model.opset_import)),
+        input_sizes=tuple(inferred.values.get(value.name) for value in inputs),
+        notes=inferred.notes,
+    )
+
+
+def _parse(file: Path) -> onnx.ModelProto:
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    if not file.is_file():
+        raise FormatError(
+            f"no file {file.name}\n  Check the path: the folder exists: "
+            f"{file.parent.is_dir()}."
+        )
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(file.read_bytes())
+    except DecodeError as error:
+        raise FormatError(
+            f"{file.name} is not a whole ONNX file ({file.stat().st_size:,} bytes)\n"
+            "  its protobuf encoding is damaged or truncated\n"
+            "  Fetch or export the file again; a git-lfs pointer must be pulled first."
+        ) from error
+    if not model.HasField("graph") or not model.ir_version:
+        raise FormatError(
+            f"{file.name} is not an ONNX model\n  it has no graph or no IR version\n"
+            "  Give a file that an ONNX exporter wrote."
+        )
+    return model

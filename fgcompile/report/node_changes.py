@@ -1,0 +1,135 @@
+"""Operations that came, went, or compute something else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from fgcompile.report.changes import AttributeChange, NodeChange
+from fgcompile.report.matching import Matching, canonical_order, match_ports
+from fgcompile.report.natural import natural_key
+from fgcompile.report.summary import (
+    Constant,
+    InputRef,
+    ModelSummary,
+    Node,
+    NodeRef,
+    Operand,
+    ParameterRef,
+)
+
+_COMMUTATIVE = ("add", "mul", "sum", "max", "min", "and", "or")
+
+
+def node_changes(
+    before: ModelSummary, after: ModelSummary, matching: Matching
+) -> tuple[NodeChange, ...]:
+    """Changes by module in natural order; inside a module in canonical order.
+
+    A node that only reads or feeds an added or removed node did not change itself.
+    """
+    if before.dialect != after.dialect:
+        return ()
+    comparison = _Comparison(before, after, matching)
+    changes = [
+        _described("removed", before.nodes[i])
+        for i in canonical_order(before)
+        if i not in matching.after_of
+    ]
+    for j in canonical_order(after):
+        i = matching.before_of.get(j)
+        if i is None:
+            changes.append(_described("added", after.nodes[j]))
+        elif found := tuple(comparison.differences(i, j)):
+            changes.append(_described("changed", after.nodes[j], found))
+    changes += comparison.results()
+    return tuple(sorted(changes, key=lambda change: natural_key(change.module)))
+
+
+def _described(
+    action: str, node: Node, changes: tuple[AttributeChange, ...] = ()
+) -> NodeChange:
+    module = node.display or node.scope
+    return NodeChange(action, node.op, module, node.line, changes)  # type: ignore[arg-type]
+
+
+class _Comparison:
+    def __init__(
+        self, before: ModelSummary, after: ModelSummary, matching: Matching
+    ) -> None:
+        self._before, self._after, self._matching = before, after, matching
+        self._inputs = dict(match_ports(before.inputs, after.inputs))
+
+    def differences(self, i: int, j: int) -> Iterator[AttributeChange]:
+        """What a pair of nodes does not share."""
+        old, new = self._before.nodes[i], self._after.nodes[j]
+        yield from _attributes(dict(old.attributes), dict(new.attributes))
+        types = [[t.dtype for t in node.outputs if t.dtype] for node in (old, new)]
+        if types[0] != types[1] and all(types):
+            yield AttributeChange("dtype", ", ".join(types[0]), ", ".join(types[1]))
+        if not self._swapped(old, new):
+            yield from self._operands(old.operands, new.operands, "operand")
+
+    def results(self) -> list[NodeChange]:
+        """Outputs that return another value than before."""
+        changes = []
+        for i, j in match_ports(self._before.outputs, self._after.outputs):
+            old, new = self._before.results[i], self._after.results[j]
+            found = tuple(self._operands((old,), (new,), "source"))
+            if found:
+                name = self._after.outputs[j].name
+                changes.append(NodeChange("changed", "output", name, changes=found))
+        return changes
+
+    def _operands(
+        self, old: tuple[Operand, ...], new: tuple[Operand, ...], word: str
+    ) -> Iterator[AttributeChange]:
+        for slot in range(max(len(old), len(new))):
+            one = old[slot] if slot < len(old) else None
+            two = new[slot] if slot < len(new) else None
+            if not self._equal(one, two):
+                texts = _text(one, self._before), _text(two, self._after)
+                yield AttributeChange(f"{word} {slot}", *texts)
+
+    def _swapped(self, old: Node, new: Node) -> bool:
+        """The same operands of a commutative operator, the other way round."""
+        name = old.op.rpartition("::")[2].rpartition(".")[2].lower()
+        turned = new.operands[::-1]
+        return (
+            name in _COMMUTATIVE
+            and len(old.operands) == len(turned) == 2
+            and all(map(self._equal, old.operands, turned))
+        )
+
+    def _equal(self, old: Operand, new: Operand) -> bool:
+        if isinstance(old, NodeRef) and isinstance(new, NodeRef):
+            partner = self._matching.after_of.get(old.node)
+            both_known = partner is not None and new.node in self._matching.before_of
+            return not both_known or (partner, old.output) == (new.node, new.output)
+        if isinstance(old, InputRef) and isinstance(new, InputRef):
+            return self._inputs.get(old.index) == new.index
+        if isinstance(old, ParameterRef) and isinstance(new, ParameterRef):
+            return True  # compared as parameters
+        if isinstance(old, NodeRef) and old.node not in self._matching.after_of:
+            return True  # the removed node says it
+        if isinstance(new, NodeRef) and new.node not in self._matching.before_of:
+            return True  # the added node says it
+        return old == new
+
+
+def _attributes(
+    old: Mapping[str, str], new: Mapping[str, str]
+) -> Iterator[AttributeChange]:
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            yield AttributeChange(name, old.get(name, ""), new.get(name, ""))
+
+
+def _text(operand: Operand, summary: ModelSummary) -> str:
+    if isinstance(operand, NodeRef):
+        node = summary.nodes[operand.node]
+        return f"{node.op} in {node.display}" if node.display else node.op
+    if isinstance(operand, InputRef):
+        return f"input {summary.inputs[operand.index].name}"
+    if isinstance(operand, ParameterRef):
+        return operand.label or operand.key
+    return operand.text if isinstance(operand, Constant) else "nothing"
