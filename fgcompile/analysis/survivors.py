@@ -1,0 +1,221 @@
+"""Survivors: the least set of units that contains all needs and still has shapes.
+
+Tensors are rectangular, so needs alone do not do. `close_survivors` revives
+units until every step's shapes fit; what it revives is not needed, so its
+values do not matter, and results stay exact. Rules, for each step:
+
+(1) Along an axis, planes whose innermost axis it is keep the same units, repeated
+    over outer axes that one of them lacks.
+(2) Where an axis is outer in a plane, each survivor keeps at least one unit there.
+(3) An operand without planes must have one index for all: it can be gathered, also
+    with other indices for each outer unit; a loose operand must only be wider.
+(4) Movement keeps an element exactly if it keeps its origin.
+(5) In a plane over several dims, rows that survive have equally many units; which
+    ones may differ from row to row.
+(6) No plane is empty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fgcompile.analysis.needs import Needs
+from fgcompile.analysis.steps import Align, Array, Flow, Move, Slot
+
+
+@dataclass
+class Survivors:
+    """`planes[value][plane]`: mask of kept units, of the plane's shape."""
+
+    planes: list[list[Array]]
+
+    def size(self, value: int, plane: int) -> tuple[int, ...]:
+        """Shape of the plane that survives, 1 where it is uniform."""
+        mask = self.planes[value][plane]
+        sizes, rows = [], 1
+        for dim in range(mask.ndim):
+            inner = tuple(range(dim + 1, mask.ndim))
+            alive = mask.any(axis=inner) if inner else mask
+            count = int(np.count_nonzero(alive))
+            sizes.append(count // rows if rows else 0)
+            rows = count
+        return tuple(sizes)
+
+    def positions(self, value: int, plane: int) -> Array:
+        """Flat positions of the kept units, in the shape that survives."""
+        mask = self.planes[value][plane]
+        return np.flatnonzero(mask).reshape(self.size(value, plane))
+
+    @property
+    def removed(self) -> bool:
+        """Whether any unit goes."""
+        return any(not p.all() for planes in self.planes for p in planes)
+
+
+def close_survivors(
+    flow: Flow, needs: Needs, revived: Needs | None = None
+) -> Survivors:
+    """Survivors of `flow`, given what is needed, and what else must be revived."""
+    planes = [[p.copy() for p in planes] for planes in needs.planes]
+    if revived is not None:
+        for mine, other in zip(planes, revived.planes, strict=True):
+            for p, q in zip(mine, other, strict=True):
+                p |= q
+    survivors = Survivors(planes)
+    for masks, value in zip(planes, flow.values, strict=True):
+        for mask, ids in zip(masks, value.planes, strict=True):
+            mask |= ids < 0
+            _not_empty(mask)
+    dirty = set(range(len(planes)))
+    readers = _readers(flow)
+    while dirty:
+        dirty = _sweep(flow, survivors, readers, dirty)
+    return survivors
+
+
+def _readers(flow: Flow) -> list[list[int]]:
+    readers: list[list[int]] = [[] for _ in flow.values]
+    for k, step in enumerate(flow.steps):
+        values = {v for v in (*step.operands, *step.outputs) if v is not None}
+        for v in values:
+            readers[v].append(k)
+    return readers
+
+
+def _sweep(
+    flow: Flow, survivors: Survivors, readers: list[list[int]], dirty: set[int]
+) -> set[int]:
+    """One round over all steps that touch a dirty value; the values that grew."""
+    for v in dirty:
+        for mask in survivors.planes[v]:
+            _make_rectangular(mask)
+    grown: set[int] = set()
+    for k in sorted({k for v in dirty for k in readers[v]}):
+        step = flow.steps[k]
+        if isinstance(step, Move):
+            grown |= _move(step, survivors)
+        elif isinstance(step, Align):
+            grown |= align_survivors(step, survivors)
+    return grown
+
+
+def _move(step: Move, survivors: Survivors) -> set[int]:
+    """Rule (4)."""
+    grown = set()
+    for link in step.links:
+        source = survivors.planes[link.source][link.source_plane]
+        target = survivors.planes[link.target][link.target_plane]
+        here = link.index >= 0
+        origin = link.index[here]
+        kept = source.reshape(-1)[origin] | target[here]
+        if not target[here].all() and (kept & ~target[here]).any():
+            target[here] |= kept
+            grown.add(link.target)
+        if (target[here] & ~source.reshape(-1)[origin]).any():
+            source.reshape(-1)[origin[target[here]]] = True
+            grown.add(link.source)
+    return grown
+
+
+def align_survivors(step: Align, survivors: Survivors) -> set[int]:
+    """Rules (1) and (2) and (3) for one step; the values that grew."""
+    slots = [s for s in (*step.slots, *step.results) if s.axes]
+    masks = [survivors.planes[s.value][s.plane] for s in slots]
+    if all(m.all() for m in masks):
+        return set()
+    grown = set()
+    kept = required(step, survivors)
+    for slot, mask in zip(slots, masks, strict=True):
+        wide = slot.spread(mask)
+        wanted = _fit(slot, wide, kept)
+        if (wanted & ~wide).any():
+            mask |= slot.collect(wanted, mask.shape)
+            grown.add(slot.value)
+    return grown
+
+
+def required(step: Align, survivors: Survivors) -> dict[int, Array]:
+    """For each axis: what survives of it, over the axis and its outer axes."""
+    strict = [s for s in (*step.slots, *step.results) if s.axes and not s.loose]
+    wide = [s.spread(survivors.planes[s.value][s.plane]) for s in strict]
+    kept: dict[int, Array] = {}
+    for axis in sorted({a for s in strict for a in s.axes}):
+        outer = {a for s in strict if axis in s.axes for a in s.axes if a < axis}
+        total: Array | None = None
+        for slot, mask in zip(strict, wide, strict=True):
+            if axis not in slot.axes:
+                continue
+            inner = tuple(a for a in slot.axes if a > axis)
+            part = mask.any(axis=inner, keepdims=True) if inner else mask
+            for missing in outer - set(slot.axes):
+                part = part & kept[missing]
+            total = part if total is None else total | part
+        assert total is not None
+        kept[axis] = total
+    return kept
+
+
+def _fit(slot: Slot, mask: Array, kept: dict[int, Array]) -> Array:
+    """`mask`, grown to what `kept` requires of the slot's axes."""
+    for axis in slot.axes:
+        need = kept.get(axis)
+        if need is None:
+            continue
+        extra = tuple(
+            k for k, n in enumerate(need.shape) if n > 1 and slot.full[k] == 1
+        )
+        need = need.any(axis=extra, keepdims=True) if extra else need
+        if axis == slot.axes[-1]:
+            mask = mask | np.broadcast_to(need, mask.shape)
+            continue
+        inner = tuple(a for a in slot.axes if a > axis)
+        missing = need & ~mask.any(axis=inner, keepdims=True)
+        if missing.any():
+            outer = tuple(a for a in slot.axes if a <= axis)
+            pattern = mask.any(axis=outer, keepdims=True)
+            mask = mask | (missing & pattern)
+    return mask
+
+
+def _not_empty(mask: Array) -> None:
+    """Rule (6)."""
+    if mask.size and not mask.any():
+        mask.reshape(-1)[0] = True
+
+
+def _make_rectangular(mask: Array) -> None:
+    """Rule (5), in place: revive the fewest units, the most popular ones first."""
+    _not_empty(mask)
+    dims = [k for k, n in enumerate(mask.shape) if n > 1]
+    if len(dims) > 1 and not mask.all():
+        shape = tuple(mask.shape[k] for k in dims)
+        mask |= _rectangular(mask.reshape(shape)).reshape(mask.shape)
+
+
+def _rectangular(mask: Array) -> Array:
+    if mask.ndim == 1:
+        return mask
+    rows = mask.reshape(-1, mask.shape[-1]).copy()
+    _fill_rows(rows)
+    alive = _rectangular(rows.any(axis=1).reshape(mask.shape[:-1])).reshape(-1)
+    new = alive & ~rows.any(axis=1)
+    if new.any():
+        width = int(rows.sum(axis=1).max())
+        rows[np.ix_(new, _popular(rows)[:width])] = True
+    return rows.reshape(mask.shape)
+
+
+def _fill_rows(rows: Array) -> None:
+    counts = rows.sum(axis=1)
+    width = int(counts.max())
+    popular = _popular(rows)
+    for row in np.flatnonzero((counts > 0) & (counts < width)):
+        dead = [c for c in popular if not rows[row, c]]
+        rows[row, dead[: width - counts[row]]] = True
+
+
+def _popular(rows: Array) -> Array:
+    order: Array = np.argsort(-rows.sum(axis=0), kind="stable")
+    return order

@@ -1,0 +1,25 @@
+"""Removes nodes that no output depends on, and tensors that no node reads."""
+
+from __future__ import annotations
+
+from fgcompile.program import Program
+
+
+def eliminate_dead_code(program: Program) -> bool:
+    """Only what the outputs depend on is left; inputs stay, to keep the interface."""
+    before = len(program.graph.nodes)
+    program.graph.eliminate_dead_code()
+    module = program.graph_module
+    tensors = sum(1 for _ in module.state_dict(keep_vars=True))
+    module.delete_all_unused_submodules()
+    used = {str(n.target) for n in program.graph.nodes if n.op == "get_attr"}
+    for path, owner in list(module.named_modules()):
+        for store in (owner._parameters, owner._buffers):
+            for leaf in list(store):
+                if (f"{path}.{leaf}" if path else leaf) not in used:
+                    del store[leaf]
+    after = sum(1 for _ in module.state_dict(keep_vars=True))
+    modified = len(program.graph.nodes) != before or after != tensors
+    if modified:
+        module.recompile()
+    return modified

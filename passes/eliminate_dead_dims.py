@@ -1,0 +1,176 @@
+"""Removes every unit that nothing can see, from every tensor of the program.
+
+The analyses say what may go (`needs`) and what then must stay for shapes' sake
+(`survivors`). The rewrites slice the parameters, recompute sizes, gather what no
+unit describes and repair statistics. Then the result is *proven*: the new graph is
+run on planes, and every element of every value must come from the unit that
+survived at its place. Where that fails, the units concerned are revived and the
+rewrite starts over; so a rewrite that this file does not foresee costs size, never
+correctness.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from torch.fx import Node
+
+from fgcompile.analysis.facts import propagate_constants
+from fgcompile.analysis.flow import trace_planes
+from fgcompile.analysis.needs import Needs, propagate_needs
+from fgcompile.analysis.steps import Array, Flow
+from fgcompile.analysis.survivors import Survivors, close_survivors
+from fgcompile.errors import VerifyError
+from fgcompile.passes.gather_operands import gather_operands
+from fgcompile.passes.refresh_shapes import ShapeError, refresh_shapes
+from fgcompile.passes.repair_norms import repair_norms
+from fgcompile.passes.rewrite_sizes import rewrite_sizes
+from fgcompile.passes.shrinkage import Shrinkage
+from fgcompile.passes.slice_parameters import slice_parameters
+from fgcompile.program import Program
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 32
+
+
+def eliminate_dead_dims(program: Program) -> bool:
+    """Every dim of every tensor is as small as the proof allows; outputs are equal.
+
+    Raises:
+        VerifyError: If no consistent set of survivors was found.
+    """
+    flow = trace_planes(program)
+    constants = propagate_constants(program, flow)
+    needs = propagate_needs(flow, constants)
+    revived = Needs([[np.zeros_like(p) for p in v] for v in needs.planes], [])
+    for _ in range(_ATTEMPTS):
+        survivors = close_survivors(flow, needs, revived)
+        if not _shrinks_parameters(flow, survivors):
+            return False
+        shrinkage = Shrinkage(program.copy(), flow, survivors)
+        fault = _shrink(shrinkage)
+        if fault is None:
+            program.graph_module = shrinkage.program.graph_module
+            return True
+        logger.info("eliminate_dead_dims: reviving units at %s", fault)
+        _revive(flow, revived, survivors, fault)
+    raise VerifyError(
+        f"eliminate_dead_dims found no consistent survivors in {_ATTEMPTS} attempts\n"
+        "  This is a bug in fgcompile: please report the model."
+    )
+
+
+def _shrinks_parameters(flow: Flow, survivors: Survivors) -> bool:
+    return any(
+        not mask.all()
+        for index in flow.parameters.values()
+        for mask in survivors.planes[index]
+    )
+
+
+def _shrink(shrinkage: Shrinkage) -> str | None:
+    """Rewrites; the name of the first node that does not hold, None if all do."""
+    program = shrinkage.program
+    before = {n: _state(n) for n in program.graph.nodes}
+    slice_parameters(shrinkage)
+    rewrite_sizes(shrinkage)
+    gather_operands(shrinkage)
+    repair_norms(shrinkage)
+    changed = {n for n in program.graph.nodes if before.get(n) != _state(n)}
+    try:
+        refresh_shapes(program, changed)
+    except ShapeError as error:
+        return error.node
+    program.graph.lint()
+    program.graph_module.recompile()
+    return _first_difference(shrinkage)
+
+
+def _state(node: Node) -> tuple[object, ...]:
+    return node.target, node.args, node.kwargs, id(node.meta.get("val"))
+
+
+def _first_difference(shrinkage: Shrinkage) -> str | None:
+    """The first node whose elements do not come from the units that survived."""
+    flow, survivors = shrinkage.flow, shrinkage.survivors
+    after = trace_planes(shrinkage.program)
+    origin = _origins(flow, survivors, after)
+    labels = np.append(flow.units.classes(), -1)
+    for node, values in after.of.items():
+        old = shrinkage.values.get(node.name, ())
+        for index, found in zip(old, values, strict=False):
+            if index is None or found is None:
+                continue
+            expected = _expected(flow, survivors, index)
+            actual = [labels[origin[p]] for p in after.values[found].planes]
+            if not _agree(expected, labels, actual, shrinkage.sizes(index)):
+                return node.name
+            if after.values[found].shape != shrinkage.sizes(index):
+                return node.name
+    return None
+
+
+def _origins(flow: Flow, survivors: Survivors, after: Flow) -> Array:
+    """Old unit of every new one; -1 where it is no parameter's."""
+    origin = np.full(after.units.count + 1, -1, np.int64)
+    for name, index in after.parameters.items():
+        old = flow.parameters.get(name)
+        if old is None:
+            continue
+        for plane, ids in enumerate(flow.values[old].planes):
+            dim = max(range(ids.ndim), key=lambda k: ids.shape[k])
+            keep = survivors.positions(old, plane).reshape(-1)
+            for new in after.values[index].planes:
+                if new.shape[dim] > 1:
+                    origin[new.reshape(-1)] = ids.reshape(-1)[keep]
+    return origin
+
+
+def _expected(flow: Flow, survivors: Survivors, index: int) -> list[Array]:
+    planes = flow.values[index].planes
+    return [
+        ids.reshape(-1)[survivors.positions(index, k)] for k, ids in enumerate(planes)
+    ]
+
+
+def _agree(
+    expected: list[Array], labels: Array, actual: list[Array], shape: tuple[int, ...]
+) -> bool:
+    """Whether the planes say the same of every element, as far as both speak.
+
+    Compared by coupled class: which of two coupled operands an elementwise
+    operator's plane names is arbitrary.
+    """
+    for plane in expected:
+        varying = {k for k, n in enumerate(plane.shape) if n > 1}
+        for other in actual:
+            if varying & {k for k, n in enumerate(other.shape) if n > 1}:
+                left, right = np.broadcast_arrays(labels[plane], other)
+                known = (left >= 0) & (right >= 0)
+                if (left != right)[known].any():
+                    return False
+    return True
+
+
+def _revive(flow: Flow, revived: Needs, survivors: Survivors, name: str) -> None:
+    """Keeps whole what the node `name` reads and makes.
+
+    Raises:
+        VerifyError: If that was whole already.
+    """
+    values = set()
+    for step in flow.steps:
+        if step.node.name == name:
+            values |= {v for v in (*step.operands, *step.outputs) if v is not None}
+    grown = False
+    for v in values:
+        for plane, mask in zip(revived.planes[v], survivors.planes[v], strict=True):
+            grown |= not mask.all()
+            plane[...] = True
+    if not grown:
+        raise VerifyError(
+            f"eliminate_dead_dims: %{name} does not hold, though it lost nothing\n"
+            "  This is a bug in fgcompile: please report the model."
+        )

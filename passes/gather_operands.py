@@ -1,0 +1,176 @@
+"""Gathers what survives of operands that no unit describes.
+
+Rotary tables, masks, ALiBi slopes and running statistics hold no units, and a
+bias table that several layers share follows none of them alone. Where the other
+operands of a step shrink, such an operand is gathered just before its use.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.fx import Node
+
+from fgcompile.analysis.steps import Align, Array
+from fgcompile.analysis.survivors import required
+from fgcompile.passes.shrinkage import Shrinkage, new_buffer
+from fgcompile.rules.pattern import Dim
+from fgcompile.rules.shapes import hidden_shape, tensor_of
+
+aten = torch.ops.aten
+
+
+def gather_operands(shrinkage: Shrinkage) -> None:
+    """Every operand of every aligned step has the sizes of the step's survivors."""
+    gathered: dict[tuple[Node, bytes, int], Node] = {}
+    for node in list(shrinkage.program.graph.nodes):
+        for step in shrinkage.aligned(node):
+            kept = required(step, shrinkage.survivors)
+            if all(k.all() for k in kept.values()):
+                continue
+            for position, source in enumerate(step.sources):
+                if source is not None:
+                    _gather(shrinkage, node, step, position, kept, gathered)
+
+
+def _gather(
+    shrinkage: Shrinkage,
+    node: Node,
+    step: Align,
+    position: int,
+    kept: dict[int, Array],
+    gathered: dict[tuple[Node, bytes, int], Node],
+) -> None:
+    source = step.sources[position]
+    assert source is not None
+    operand = next((n for n in node.all_input_nodes if n.name == source.name), None)
+    tensor = tensor_of(source)
+    if operand is None or tensor is None:
+        return
+    shape = hidden_shape(tensor)
+    for dim, factors in enumerate(step.dims[position]):
+        if shape[dim] == 1 or not factors:
+            continue
+        axes = [step.factors.index(f) for f in factors]
+        own = _own_positions(shrinkage, step, position, dim)
+        need = _needed(step, kept, axes)
+        if need is None or (own is None and _described(step, position, axes)):
+            continue
+        index = _index(need, axes, own)
+        if index.shape[0] == 1 and index.shape[1] == (
+            shape[dim] if own is None else len(own)
+        ):
+            continue
+        key = (operand, index.tobytes(), dim)
+        if key not in gathered:
+            with shrinkage.program.graph.inserting_before(node):
+                gathered[key] = _insert(shrinkage, step, operand, position, dim, index)
+        node.replace_input_with(operand, gathered[key])
+        operand = gathered[key]
+
+
+def _described(step: Align, position: int, axes: list[int]) -> bool:
+    return any(
+        s.operand == position and set(axes) & set(s.axes) and not s.loose
+        for s in step.slots
+    )
+
+
+def _own_positions(
+    shrinkage: Shrinkage, step: Align, position: int, dim: int
+) -> Array | None:
+    """Survivors of a loose operand along `dim`; None if it is not loose there."""
+    for slot in step.slots:
+        plane = shrinkage.flow.values[slot.value].planes[slot.plane]
+        if slot.operand == position and slot.loose and plane.shape[dim] > 1:
+            return np.flatnonzero(shrinkage.survivors.planes[slot.value][slot.plane])
+    return None
+
+
+def _needed(step: Align, kept: dict[int, Array], axes: list[int]) -> Array | None:
+    """What survives of a dim made of `axes`, with the outer axes it depends on."""
+    need: Array | None = None
+    for axis in axes:
+        if axis in kept:
+            need = kept[axis] if need is None else need & kept[axis]
+    if need is None or need.all():
+        return None
+    full = [step.sizes[k] if k in axes else need.shape[k] for k in range(need.ndim)]
+    return np.broadcast_to(need, full)
+
+
+def _index(need: Array, axes: list[int], own: Array | None) -> Array:
+    """Positions along the dim, one row per surviving outer unit; one row if equal."""
+    outer = [k for k in range(need.ndim) if k not in axes]
+    rows = need.transpose(outer + axes).reshape(
+        -1, int(np.prod([need.shape[k] for k in axes]))
+    )
+    rows = rows[rows.any(axis=1)]
+    if (rows == rows[:1]).all():
+        rows = rows[:1]
+    index = np.stack([np.flatnonzero(row) for row in rows])
+    if own is not None:
+        index = np.searchsorted(own, index)
+    return index.astype(np.int64)
+
+
+def _insert(
+    shrinkage: Shrinkage,
+    step: Align,
+    operand: Node,
+    position: int,
+    dim: int,
+    index: Array,
+) -> Node:
+    program = shrinkage.program
+    tensor = tensor_of(operand)
+    assert tensor is not None
+    buffer = new_buffer(program, "index", torch.from_numpy(index.reshape(-1).copy()))
+    graph = program.graph
+    if len(index) == 1:
+        return _select(shrinkage, operand, dim, buffer)
+    # A different set for each outer unit (head): the operand is uniform over those
+    # units, so all sets are gathered side by side and then split off as a dim.
+    outer = _outer_dim(step, position, dim, tensor.dim())
+    wide = _select(shrinkage, operand, dim, buffer)
+    split = graph.call_function(
+        aten.unflatten.int, (wide, dim, [len(index), index.shape[1]])
+    )
+    if outer < 0:
+        moved = graph.call_function(aten.movedim.int, (split, dim, 0))
+        missing = tensor.dim() - dim - 1
+        for _ in range(-outer - 1 - missing - 1):
+            moved = graph.call_function(aten.unsqueeze.default, (moved, 1))
+        return moved
+    moved = graph.call_function(aten.movedim.int, (split, dim, outer))
+    return graph.call_function(aten.squeeze.dims, (moved, [outer + 1]))
+
+
+def _select(shrinkage: Shrinkage, operand: Node, dim: int, buffer: Node) -> Node:
+    """index_select; on a dim that holds the batch too, on its static part."""
+    graph = shrinkage.program.graph
+    tensor = tensor_of(operand)
+    assert tensor is not None
+    if isinstance(tensor.shape[dim], int):
+        return graph.call_function(aten.index_select.default, (operand, dim, buffer))
+    size = hidden_shape(tensor)[dim]
+    split = graph.call_function(aten.unflatten.int, (operand, dim, [-1, size]))
+    taken = graph.call_function(aten.index_select.default, (split, dim + 1, buffer))
+    return graph.call_function(aten.flatten.using_ints, (taken, dim, dim + 1))
+
+
+def _outer_dim(step: Align, position: int, dim: int, rank: int) -> int:
+    """The operand's dim of the outer axis; negative, from the right, if it has none."""
+    axis = step.factors.index(step.dims[position][dim][0])
+    slots = [s for s in (*step.slots, *step.results) if axis in s.axes]
+    outer = max(a for s in slots for a in s.axes if a < axis)
+    for k, factors in enumerate(step.dims[position]):
+        if step.factors[outer] in factors:
+            return k
+    return _from_right(step, outer, step.dims[position])
+
+
+def _from_right(step: Align, axis: int, dims: tuple[Dim, ...]) -> int:
+    """Place of an ellipsis factor that a shorter operand lacks: e2 is -3."""
+    name = step.factors[axis]
+    return -1 - int(name[1:])

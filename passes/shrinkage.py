@@ -1,0 +1,146 @@
+"""What the rewrites of `eliminate_dead_dims` share: old facts beside the new graph.
+
+The analysis describes the program as it was; the rewrites change a copy of it.
+`Shrinkage` joins the two: for a node of the copy it tells the old values, which of
+their units survive, and the sizes that result.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from fgcompile.analysis.steps import Align, Array, Flow, Link, Move, Step, Value
+from fgcompile.analysis.survivors import Survivors
+from fgcompile.program import Program
+
+
+@dataclass
+class Shrinkage:
+    """A shrinking program.
+
+    Attributes:
+        program: The copy that is rewritten; its nodes have the old names.
+        flow: Steps and values of the program as it was.
+        survivors: What stays.
+    """
+
+    program: Program
+    flow: Flow
+    survivors: Survivors
+    steps: dict[str, list[Step]] = field(default_factory=dict)
+    values: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for step in self.flow.steps:
+            self.steps.setdefault(step.node.name, []).append(step)
+        for node, values in self.flow.of.items():
+            self.values[node.name] = values
+
+    def value(self, node: Node) -> Value | None:
+        """The old (first) value of a node of the copy."""
+        index = self.index(node)
+        return None if index is None else self.flow.values[index]
+
+    def index(self, node: Node) -> int | None:
+        """Index of the old (first) value of a node of the copy."""
+        return self.values.get(node.name, (None,))[0]
+
+    def sizes(self, index: int) -> tuple[int, ...]:
+        """Hidden shape of a value after shrinking."""
+        value = self.flow.values[index]
+        sizes = list(value.shape)
+        for plane, ids in enumerate(value.planes):
+            after = self.survivors.size(index, plane)
+            for dim, size in enumerate(ids.shape):
+                if size > 1:
+                    sizes[dim] = after[dim]
+        return tuple(sizes)
+
+    def shrinks(self, index: int) -> bool:
+        """Whether the value loses any unit."""
+        return self.sizes(index) != self.flow.values[index].shape
+
+    def aligned(self, node: Node) -> list[Align]:
+        """Steps of the node that have factors."""
+        return [s for s in self.steps.get(node.name, []) if isinstance(s, Align)]
+
+    def link(self, node: Node, dim: int, output: int = 0) -> Link | None:
+        """The link whose source plane varies along `dim` of the node's operand."""
+        for step in self.steps.get(node.name, []):
+            if isinstance(step, Move):
+                for link in step.links:
+                    plane = self.flow.values[link.source].planes[link.source_plane]
+                    if link.target == step.outputs[output] and plane.shape[dim] > 1:
+                        return link
+        return None
+
+    def row(self, link: Link, dim: int) -> list[int] | None:
+        """Where a surviving row of the output lies in the row of its source.
+
+        Positions along `dim` among the survivors of the source, for the first
+        surviving row; None if the output lost the dim.
+        """
+        source = self.survivors.positions(link.source, link.source_plane)
+        target = self.survivors.positions(link.target, link.target_plane)
+        origin = link.index.reshape(-1)[target]
+        first = [0] * source.ndim
+        row = {
+            int(source[(*first[:dim], k, *first[dim + 1 :])]): k
+            for k in range(source.shape[dim])
+        }
+        found = [row.get(int(p)) for p in _first_row(origin, source.ndim, dim)]
+        return None if any(k is None for k in found) else found  # type: ignore[return-value]
+
+
+def _first_row(origin: Array, rank: int, dim: int) -> list[int]:
+    if origin.ndim != rank:
+        return [int(origin.reshape(-1)[0])]
+    first: list[Any] = [0] * rank
+    first[dim] = slice(None)
+    return [int(p) for p in origin[tuple(first)].reshape(-1)]
+
+
+def new_buffer(program: Program, stem: str, tensor: torch.Tensor) -> Node:
+    """A `get_attr` node, placed where the caller's insertion point is."""
+    module = program.graph_module
+    name = next(
+        name for k in range(10**9) if not hasattr(module, name := f"{stem}_{k}")
+    )
+    module.register_buffer(name, tensor)
+    node = program.graph.get_attr(name)
+    node.meta["val"] = fake_like(program, tensor)
+    return node
+
+
+def fake_like(program: Program, tensor: torch.Tensor) -> torch.Tensor:
+    """A fake tensor of `tensor`'s shape, in the mode of the program's inputs."""
+    mode = fake_mode(program)
+    fake: torch.Tensor = mode.from_tensor(tensor.detach(), static_shapes=True)
+    return fake
+
+
+def fake_mode(program: Program) -> Any:
+    """The fake tensor mode of the program's values."""
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, torch._subclasses.FakeTensor):
+            return value.fake_mode
+    raise ValueError("the program has no fake tensors")
+
+
+def scaled(program: Program, size: Node, old: int, new: int) -> Node:
+    """A node for `size // old * new`: a dynamic size whose static part shrinks.
+
+    `old` divides `size` exactly, because it is its constant factor.
+    """
+    graph = program.graph
+    units = graph.call_function(operator.floordiv, (size, old))
+    units.meta["val"] = size.meta["val"] // old
+    result = graph.call_function(operator.mul, (units, new))
+    result.meta["val"] = units.meta["val"] * new
+    return result
