@@ -207,6 +207,23 @@ def test_every_package_folder_is_listed() -> None:
     assert sorted(found) == sorted(listed)
 
 
+def test_every_data_file_is_shipped() -> None:
+    patterns = pyproject()["tool"]["setuptools"]["package-data"]
+    shipped = {
+        file
+        for package, globs in patterns.items()
+        for glob in globs
+        for file in ROOT.joinpath(*package.split(".")).glob(glob)
+    }
+    present = {
+        file
+        for folder in (ROOT / "fgcompile", ROOT / "passes")
+        for file in folder.rglob("*")
+        if file.is_file() and file.suffix not in (".py", ".pyc")
+    }
+    assert present == shipped
+
+
 def test_every_extra_is_pinned_by_the_constraints() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     exact = {normal(line) for line in lines if "==" in line}
