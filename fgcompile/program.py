@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.utils import _pytree as pytree
 from fgcompile.errors import CaptureError
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
-_TORCH = f"{os.sep}torch{os.sep}"
+_TORCH = os.path.dirname(torch.__file__) + os.sep
 
 
 @dataclass
@@ -63,22 +64,30 @@ class Program:
         """Outputs of the model, in the structure that its forward returns.
 
         Raises:
-            CaptureError: If an input is missing or unknown, or a size differs from
-                one that capture had to fix.
+            CaptureError: If an input is missing or unknown, or a size or a constant
+                differs from what capture had to fix.
         """
         given = dict(zip(self.inputs, args, strict=False)) | {
             name: value
             for name, value in kwargs.items()
             if name in self.inputs or value is not None
         }
-        if len(args) > len(self.inputs) or given.keys() != self.inputs.keys():
+        fixed = {
+            name: value
+            for name, value in self.inputs.items()
+            if not _holds_tensors(value)
+        }
+        if (
+            len(args) > len(self.inputs)
+            or not given.keys() <= self.inputs.keys() <= given.keys() | fixed.keys()
+        ):
             raise CaptureError(
                 f"program takes inputs {list(self.inputs)}, got "
                 f"{len(args)} positional and {sorted(kwargs)}\n"
                 "  Capture again with the inputs that you want to call it with."
             )
-        ordered = {name: given[name] for name in self.inputs}
-        self._check_sizes(pytree.tree_leaves(list(ordered.values())))
+        ordered = {name: {**fixed, **given}[name] for name in self.inputs}
+        self._check(pytree.tree_leaves(list(ordered.values())))
         return self.graph_module(**ordered)
 
     def parameter(self, node: Node) -> torch.Tensor:
@@ -115,21 +124,46 @@ class Program:
             output_names=list(self.output_names),
         )
 
-    def _check_sizes(self, leaves: list[Any]) -> None:
-        for node, leaf in zip(self.placeholders, leaves, strict=True):
-            expected = node.meta.get("val")
-            if not isinstance(expected, torch.Tensor) or not hasattr(leaf, "shape"):
-                continue
-            fits = len(leaf.shape) == len(expected.shape) and all(
-                not isinstance(want, int) or want == got
-                for want, got in zip(expected.shape, leaf.shape, strict=True)
-            )
-            if not fits:
+    def _check(self, leaves: list[Any]) -> None:
+        for node, leaf, seen in zip(
+            self.placeholders, leaves, self.input_tensors, strict=True
+        ):
+            if not isinstance(leaf, torch.Tensor):
+                if leaf != seen:
+                    raise CaptureError(
+                        f"input {node.target} is {leaf!r}, but the program was "
+                        f"captured for {seen!r}\n"
+                        "  Capture again with that value: it is a part of the program."
+                    )
+            elif not _fits(leaf.shape, node.meta.get("val")):
+                fixed = [s if isinstance(s, int) else "*" for s in _sizes(node)]
                 raise CaptureError(
-                    f"input {node.target} has shape {list(leaf.shape)}, but the "
-                    f"program was captured for {list(expected.shape)}\n"
+                    f"input {node.target} has shape {_text(leaf.shape)}, but the "
+                    f"program was captured for {_text(fixed)}\n"
                     "  Capture again with example inputs of that shape."
                 )
+
+
+def _sizes(node: Node) -> list[Any]:
+    return list(node.meta["val"].shape)
+
+
+def _text(sizes: Iterable[Any]) -> str:
+    return f"[{' '.join(map(str, sizes))}]"
+
+
+def _holds_tensors(value: Any) -> bool:
+    return any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value))
+
+
+def _fits(shape: torch.Size, value: Any) -> bool:
+    """Whether a tensor of that shape agrees with a traced one in all fixed sizes."""
+    if not isinstance(value, torch.Tensor):
+        return True
+    return len(shape) == len(value.shape) and all(
+        not isinstance(want, int) or want == got
+        for want, got in zip(value.shape, shape, strict=True)
+    )
 
 
 def module_path(node: Node) -> str:
@@ -144,10 +178,12 @@ def module_path(node: Node) -> str:
 def source_line(node: Node) -> str:
     """Where the user's code called `node`, as "file.py:112"; "" where unknown.
 
-    Frames inside torch itself are skipped if the user's code has any.
+    Frames inside torch itself are skipped if the user's code has any. Relative paths
+    are of frames that torch makes up, for nodes that no code called.
     """
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    own = [frame for frame in frames if _TORCH not in frame[0]]
+    frames = [frame for frame in frames if os.path.isabs(frame[0])]
+    own = [frame for frame in frames if not frame[0].startswith(_TORCH)]
     for file, line in reversed(own or frames):
         return f"{os.path.basename(file)}:{line}"
     return ""

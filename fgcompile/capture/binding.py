@@ -45,7 +45,7 @@ def _split(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_inputs, (tuple, list)):
         return tuple(example_inputs), {}
     if hasattr(example_inputs, "keys"):
-        return (), {name: example_inputs[name] for name in example_inputs.keys()}
+        return (), {name: example_inputs[name] for name in example_inputs}
     return (example_inputs,), {}
 
 
@@ -68,9 +68,12 @@ def _flattened(
 
 
 def _missing(model: nn.Module) -> CaptureError:
-    arguments = ", ".join(inspect.signature(model.forward).parameters)
+    parameters = inspect.signature(model.forward).parameters.values()
+    arguments = ", ".join(parameter.name for parameter in parameters)
+    needed = [p.name for p in parameters if p.default is p.empty] or ["x"]
+    keywords = ", ".join(f'"{name}": {name}' for name in needed)
     return CaptureError(
         f"no example inputs for {type(model).__name__}.forward({arguments})\n"
         "  Only transformers models are captured without.\n"
-        "  Pass example_inputs, as a tuple (x,) or as a dict {'x': x}."
+        f"  Pass example_inputs=({', '.join(needed)},) or {{{keywords}}}."
     )

@@ -27,19 +27,20 @@ def export_failure(
         return CaptureError(
             f"cannot trace {name}: its control flow depends on tensor values\n"
             f"{_place(error)}"
-            "  Choose with torch.where or torch.cond instead of `if`, and keep sizes "
-            "independent of values."
+            "  Choose with torch.where or torch.cond, and let no size depend on values."
         )
     failure = _eager_failure(model, inputs)
     if failure is not None:
         return CaptureError(
-            f"cannot run {name} on the example inputs: {_first_line(failure)}\n"
+            f"cannot run {name} on the example inputs\n"
+            f"  {_first_line(failure)}\n"
             f"{_place(failure)}"
             f"  {_shapes(inputs)}\n"
             "  Pass example inputs that the model's forward accepts."
         )
     return CaptureError(
-        f"cannot trace {name}: {_first_line(error)}\n"
+        f"cannot trace {name}\n"
+        f"  {_first_line(error)}\n"
         f"{_place(error)}"
         f"  {_shapes(inputs)}\n"
         "  Rewrite that line with tensor operations that torch.export supports."
@@ -74,7 +75,6 @@ def _first_line(error: Exception) -> str:
 
 def _place(error: BaseException) -> str:
     """Innermost line of code that is neither torch's nor ours, as "  at f.py:3"."""
-    frames = []
     current: BaseException | None = error
     while current is not None:
         frames = traceback.extract_tb(current.__traceback__)

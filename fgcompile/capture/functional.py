@@ -6,6 +6,7 @@ later node reads another view of x's memory and that memory is not an input's.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ def functionalize(graph_module: GraphModule) -> bool:
         later = _later(node)
         mutated.replace_all_uses_with(node, delete_user_cb=later.__contains__)
         node.target = twin
-        node._rename(node.name.replace("__", "_"))
+        node._rename(re.sub(r"_(_\d+)?$", r"\1", node.name))
     return complete
 
 

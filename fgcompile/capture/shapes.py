@@ -69,8 +69,8 @@ def grow_batch(inputs: dict[str, Any]) -> dict[str, Any]:
     tensors agree on dim 0; otherwise the inputs come back as they are.
     """
     tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    sizes = {tensor.shape[0] if tensor.dim() else None for tensor in tensors}
-    if len(sizes) != 1 or None in sizes:
+    sizes = {tensor.shape[0] if tensor.dim() else 0 for tensor in tensors}
+    if len(sizes) != 1 or 0 in sizes:
         return inputs
     (batch,) = sizes
     if batch > 1 and all(t.dim() < 2 or t.shape[1] != batch for t in tensors):

@@ -24,7 +24,7 @@ def tracing_state(model: nn.Module) -> Iterator[None]:
         stack.enter_context(_eval_mode(model))
         stack.enter_context(_no_caches(model))
         stack.enter_context(_no_fast_path())
-        stack.enter_context(_silence())
+        stack.enter_context(silence())
         stack.enter_context(torch.no_grad())
         yield
 
@@ -67,7 +67,8 @@ def _no_fast_path() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
+    """Nothing is printed, logged or warned about in the body."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     sink = io.StringIO()

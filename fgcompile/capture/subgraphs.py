@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from fgcompile.capture.tidy import remove_assertions
 from fgcompile.errors import CaptureError
 
 _HIGHER_ORDER = torch.ops.higher_order
@@ -50,6 +51,7 @@ def inline_subgraphs(graph_module: GraphModule) -> bool:
             _inline(graph_module, node)
         modified = True
     if modified:
+        remove_assertions(graph_module)
         graph_module.graph.eliminate_dead_code()
         graph_module.delete_all_unused_submodules()
         graph_module.recompile()

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
@@ -28,10 +27,21 @@ _ASSERTIONS = {
 
 def remove_assertions(graph_module: GraphModule) -> bool:
     """Erase the checks that tracing adds; they compute nothing that is used."""
-    found = [node for node in graph_module.graph.nodes if node.target in _ASSERTIONS]
+    found = [
+        node
+        for node in graph_module.graph.nodes
+        if node.target in _ASSERTIONS or is_guard(graph_module, node)
+    ]
     for node in found:
         graph_module.graph.erase_node(node)
     return bool(found)
+
+
+def is_guard(graph_module: GraphModule, node: Node) -> bool:
+    """Whether `node` calls the module in which torch.export keeps input checks."""
+    if node.op != "call_module" or node.users:
+        return False
+    return type(graph_module.get_submodule(str(node.target))).__name__ == "GuardsFn"
 
 
 _SAME = {
@@ -81,26 +91,32 @@ def _is_identity(node: Node) -> bool:
     if node.target in _CASTS:
         return _keeps_type(node)
     if node.target in _DROPOUTS:
-        return node.args[1] == 0 or not node.args[2]
+        return bool(node.args[1] == 0 or not node.args[2])
     return node.target is aten.slice.Tensor and _takes_all(node)
 
 
 def _keeps_type(node: Node) -> bool:
-    before, after = node.args[0].meta.get("val"), node.meta.get("val")
+    before, after = _value(node.args[0]), _value(node)
     if not (isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor)):
         return False
-    options = {**dict(enumerate(node.args[1:])), **node.kwargs}
     plain = not any(
         value is True or isinstance(value, torch.memory_format)
-        for value in options.values()
+        for value in (*node.args[1:], *node.kwargs.values())
     )
-    return plain and (before.dtype, before.device) == (after.dtype, after.device)
+    same = before.dtype == after.dtype and before.device == after.device
+    return plain and bool(same)
+
+
+def _value(node: Any) -> Any:
+    return node.meta.get("val") if isinstance(node, Node) else None
 
 
 def _takes_all(node: Node) -> bool:
-    _, _, start, end, step = (*node.args, *(None, 0, None, None, 1)[len(node.args) :])
+    given: list[Any] = list(node.args)
+    start, end, step = (given + [None, 0, None, None, 1][len(given) :])[2:]
     whole = end is None or (isinstance(end, int) and end == sys.maxsize)
-    return start in (0, None) and whole and step == 1
+    first = start is None or (isinstance(start, int) and start == 0)
+    return not node.kwargs and first and whole and bool(step == 1)
 
 
 def settle_sizes(graph_module: GraphModule) -> None:

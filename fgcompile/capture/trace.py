@@ -18,12 +18,14 @@ from torch.utils import _pytree as pytree
 
 from fgcompile.capture.binding import bind_inputs
 from fgcompile.capture.diagnosis import export_failure
+from fgcompile.capture.evaluation import evaluate, remove_unread_updates
 from fgcompile.capture.functional import functionalize
 from fgcompile.capture.names import output_names
 from fgcompile.capture.shapes import distinct_plans, grow_batch
-from fgcompile.capture.state import tracing_state
+from fgcompile.capture.state import silence, tracing_state
 from fgcompile.capture.subgraphs import inline_subgraphs
 from fgcompile.capture.tidy import (
+    is_guard,
     remove_assertions,
     remove_copies,
     remove_identities,
@@ -59,19 +61,26 @@ def capture(
             "  Pass a torch.nn.Module or a torch.fx.GraphModule."
         )
     if is_aten_graph(model):
-        return _wrap_graph(model, example_inputs)
+        inputs = _graph_inputs(model, example_inputs)
+        wrapped = _wrap_graph(model, inputs)
+        if wrapped is not None:
+            return wrapped
+        example_inputs = inputs
     inputs = bind_inputs(model, example_inputs)
     exported, inputs = _export(model, inputs)
     graph_module = _graph_module(exported)
     if not _flatten(graph_module):
         # Writes through views are beyond a local rewrite: torch's functionalization.
-        graph_module = _graph_module(exported.run_decompositions({}))
+        graph_module = _graph_module(exported, functional=True)
         _flatten(graph_module)
     return _finish(graph_module, inputs, model)
 
 
-def _graph_module(exported: ExportedProgram) -> GraphModule:
-    graph_module = exported.module(check_guards=False)
+def _graph_module(exported: ExportedProgram, functional: bool = False) -> GraphModule:
+    with silence():
+        if functional:
+            exported = exported.run_decompositions({})
+        graph_module = exported.module(check_guards=False)
     assert isinstance(graph_module, GraphModule)
     return graph_module
 
@@ -82,25 +91,28 @@ def is_aten_graph(model: nn.Module) -> bool:
         return False
     calls = [node for node in model.graph.nodes if node.op.startswith("call_")]
     return bool(calls) and all(
-        node.op == "call_function" and "val" in node.meta for node in calls
+        is_guard(model, node) or (node.op == "call_function" and "val" in node.meta)
+        for node in calls
     )
 
 
-def _wrap_graph(model: Any, example_inputs: Any) -> Program:
-    names = [node.target for node in model.graph.nodes if node.op == "placeholder"]
-    if isinstance(example_inputs, dict):
-        inputs = example_inputs
-    elif example_inputs is not None:
-        inputs = dict(zip(names, example_inputs, strict=True))
-    else:
-        inputs = {
-            str(node.target): _example(node.meta["val"])
-            for node in model.graph.nodes
-            if node.op == "placeholder"
-        }
+def _wrap_graph(model: Any, inputs: dict[str, Any]) -> Program | None:
+    """The graph itself as a program, or None if its in-place ops need a new trace."""
     copy = Program(model, inputs).copy()
-    _flatten(copy.graph_module)
+    evaluate(copy.graph_module)
+    if not _flatten(copy.graph_module):
+        return None
     return _finish(copy.graph_module, inputs, model)
+
+
+def _graph_inputs(model: Any, example_inputs: Any) -> dict[str, Any]:
+    if example_inputs is not None:
+        return bind_inputs(model, example_inputs)
+    return {
+        str(node.target): _example(node.meta["val"])
+        for node in model.graph.nodes
+        if node.op == "placeholder"
+    }
 
 
 def _example(value: Any) -> Any:
@@ -127,8 +139,8 @@ def _export(
             except Exception as error:
                 failures.append((label, error))
                 continue
-            for failed, error in failures:
-                reason = str(error).strip().partition("\n")[0]
+            for failed, refusal in failures:
+                reason = str(refusal).strip().partition("\n")[0]
                 logger.info("symbolic %s sizes were refused: %s", failed, reason)
             return exported, candidate
     raise export_failure(model, inputs, failures[-1][1]) from failures[-1][1]
@@ -146,8 +158,9 @@ def _export_once(
 def _flatten(graph_module: GraphModule) -> bool:
     """One flat graph of what is computed; whether no in-place op is left in it."""
     graph_module._forward_pre_hooks.clear()
-    inline_subgraphs(graph_module)
     remove_assertions(graph_module)
+    inline_subgraphs(graph_module)
+    remove_unread_updates(graph_module)
     remove_identities(graph_module)
     return functionalize(graph_module)
 

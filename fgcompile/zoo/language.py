@@ -60,7 +60,10 @@ DEBERTA = {
     "type_vocab_size": 0,
 }
 EXPERTS = {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}
-WINDOWS = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+WINDOWS: dict[str, Any] = {
+    "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
 
 
 def transformers_model(class_name: str, facts: dict[str, Any]) -> nn.Module:
@@ -80,7 +83,7 @@ def add(
     register(Entry(name, lambda: transformers_model(class_name, merged), unseen=unseen))
 
 
-EAGER = {"attn_implementation": "eager"}
+EAGER: dict[str, Any] = {"attn_implementation": "eager"}
 
 add("bert", "BertModel", SIZES)
 add("bert:eager", "BertModel", SIZES, **EAGER)
