@@ -70,7 +70,7 @@ class _Coupling:
         self._numbers: tuple[dict[tuple[str, str], int], ...] = ({}, {})
         for number, pair in enumerate(self._pairs):
             self._numbers[0].setdefault((pair.before, pair.old_label), number)
-            self._numbers[1].setdefault((pair.after, pair.label), number)
+            self._numbers[1].setdefault((pair.after, pair.new_label), number)
 
     def components(self) -> list[Component]:
         for side in (0, 1):

@@ -10,7 +10,7 @@ from fgcompile.report.coupling import Component, coupled_dims
 from fgcompile.report.kept import KeptIndices
 from fgcompile.report.matching import Matching
 from fgcompile.report.natural import common_module, natural_key
-from fgcompile.report.pairs import Pairs, TensorPair
+from fgcompile.report.pairs import Pairs, TensorPair, label_tensors
 from fgcompile.report.roles import is_convolution, is_embedding, is_norm, role_of
 from fgcompile.report.summary import Group, ModelSummary, ParameterRef
 
@@ -26,8 +26,9 @@ def group_changes(
     kept = KeptIndices(before, after)
     uses = _uses(after)
     components = coupled_dims(before, after, matching, pairs)
+    place = {key: n for n, key in enumerate(label_tensors(before))}
+    components.sort(key=lambda c: min(place[pair.before] for pair, _ in c.members))
     rows = [_Row(before, after, component, uses) for component in components]
-    rows.sort(key=lambda row: natural_key(row.members[0].parameter))
     kept.solve([(row.component.members, row.before, row.after) for row in rows])
     names = _distinct([row.name(before.groups) for row in rows])
     changes = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from fgcompile.report.changes import AttributeChange, NodeChange
+from fgcompile.report.changes import Action, AttributeChange, NodeChange
 from fgcompile.report.matching import Matching, canonical_order, match_ports
 from fgcompile.report.natural import natural_key
 from fgcompile.report.summary import (
@@ -31,25 +31,42 @@ def node_changes(
         return ()
     comparison = _Comparison(before, after, matching)
     changes = [
-        _described("removed", before.nodes[i])
+        _described("removed", before, i)
         for i in canonical_order(before)
         if i not in matching.after_of
     ]
     for j in canonical_order(after):
         i = matching.before_of.get(j)
         if i is None:
-            changes.append(_described("added", after.nodes[j]))
+            changes.append(_described("added", after, j))
         elif found := tuple(comparison.differences(i, j)):
-            changes.append(_described("changed", after.nodes[j], found))
+            changes.append(_described("changed", after, j, found))
     changes += comparison.results()
     return tuple(sorted(changes, key=lambda change: natural_key(change.module)))
 
 
 def _described(
-    action: str, node: Node, changes: tuple[AttributeChange, ...] = ()
+    action: Action,
+    summary: ModelSummary,
+    index: int,
+    changes: tuple[AttributeChange, ...] = (),
 ) -> NodeChange:
-    module = node.display or node.scope
-    return NodeChange(action, node.op, module, node.line, changes)  # type: ignore[arg-type]
+    node = summary.nodes[index]
+    return NodeChange(action, node.op, _place(summary, index), node.line, changes)
+
+
+def _place(summary: ModelSummary, index: int) -> str:
+    """The node's module, else that of the nearest node it reads that has one."""
+    seen = {index}
+    waiting = [index]
+    for current in waiting:
+        node = summary.nodes[current]
+        if node.display or node.scope:
+            return node.display or node.scope
+        refs = [o.node for o in node.operands if isinstance(o, NodeRef)]
+        waiting += [ref for ref in refs if ref not in seen]
+        seen.update(refs)
+    return ""
 
 
 class _Comparison:

@@ -22,16 +22,23 @@ class TensorPair:
     """One use of the same stored tensor in both models.
 
     Args:
-        label: What the report calls it.
         before: Its key in the model before.
         after: Its key in the model after.
         old_label: What the model before calls it.
+        new_label: What the model after calls it.
     """
 
-    label: str
     before: str
     after: str
     old_label: str
+    new_label: str
+
+    @property
+    def label(self) -> str:
+        """What the report calls it: exporters and quantisers only add suffixes."""
+        old, new = self.old_label, self.new_label
+        in_place = old.rpartition(".")[0] == new.rpartition(".")[0]
+        return old if in_place or "." not in new else new
 
 
 @dataclass(frozen=True)
@@ -68,20 +75,21 @@ def pair_tensors(
         found[key, other_key, labels[1][other_key]] = labels[0][key]
     left, right = _left(before, after, found)
     pairs = [
-        TensorPair(label, old, new, old_label)
-        for (old, new, label), old_label in found.items()
+        TensorPair(old, new, old_label, new_label)
+        for (old, new, new_label), old_label in found.items()
     ]
     pairs.sort(key=lambda pair: (natural_key(pair.label), pair.before, pair.after))
     return Pairs(tuple(pairs), tuple(left), tuple(right))
 
 
 def label_tensors(summary: ModelSummary) -> dict[str, str]:
-    """What the first reader of each stored tensor calls it."""
+    """What the first reader of each stored tensor calls it, in canonical order."""
     labels: dict[str, str] = {}
     for index in canonical_order(summary):
         for _, operand in stored_operands(summary.nodes[index]):
             labels.setdefault(operand.key, operand.label or operand.key)
-    return {key: p.name for key, p in summary.parameters.items()} | labels
+    unread = summary.parameters.keys() - labels.keys()
+    return labels | {key: summary.parameters[key].name for key in sorted(unread)}
 
 
 def _left(
