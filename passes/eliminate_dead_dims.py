@@ -16,7 +16,7 @@ import logging
 import numpy as np
 from torch.fx import Node
 
-from fgcompile.analysis.facts import propagate_constants
+from fgcompile.analysis.facts import find_constants
 from fgcompile.analysis.flow import trace_planes
 from fgcompile.analysis.needs import Needs, propagate_needs
 from fgcompile.analysis.steps import Array, Flow
@@ -42,7 +42,7 @@ def eliminate_dead_dims(program: Program) -> bool:
         VerifyError: If no consistent set of survivors was found.
     """
     flow = trace_planes(program)
-    constants = propagate_constants(program, flow)
+    constants = find_constants(program, flow)
     needs = propagate_needs(flow, constants)
     revived = Needs([[np.zeros_like(p) for p in v] for v in needs.planes], [])
     for _ in range(_ATTEMPTS):

@@ -41,7 +41,7 @@ class Constants:
         return slot.spread(self.planes[slot.value][slot.plane] == 0)
 
 
-def propagate_constants(program: Program, flow: Flow) -> Constants:
+def find_constants(program: Program, flow: Flow) -> Constants:
     """Constants of every value; needs real weights."""
     constants = Constants(
         [[np.full(p.shape, np.nan) for p in value.planes] for value in flow.values],
@@ -194,7 +194,7 @@ def _contraction(flow: Flow, step: Align, constants: Constants) -> None:
             plane = constants.planes[result.value][result.plane]
             here = result.collect(np.broadcast_to(zero, result.full), plane.shape)
             plane[here] = 0.0
-    if _product_is_zero(step, constants) and not _present(step, addends):
+    if product_is_zero(step, constants) and not _present(step, addends):
         _all_zero(step, constants)
     if _present(step, addends):
         _add_addends(step, constants)
@@ -229,7 +229,7 @@ def _product_zeros(
     return dead
 
 
-def _product_is_zero(step: Align, constants: Constants) -> bool:
+def product_is_zero(step: Align, constants: Constants) -> bool:
     """Whether the sum of products is zero everywhere."""
     values = [step.operands[k] for k in product_operands(step)]
     if any(v is not None and constants.zero[v] for v in values):
@@ -243,7 +243,7 @@ def _product_is_zero(step: Align, constants: Constants) -> bool:
 
 def _add_addends(step: Align, constants: Constants) -> None:
     """Adds constants of addends where the sum of products is zero."""
-    total = _product_is_zero(step, constants)
+    total = product_is_zero(step, constants)
     for result in step.results:
         plane = constants.planes[result.value][result.plane]
         known = np.where(total, 0.0, plane)
