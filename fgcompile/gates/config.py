@@ -24,16 +24,18 @@ class Budget:
 
     The allowed cost falls linearly from everything to the limit during the first
     `steps` optimizer steps, and stays there. At every step the counted cost of the
-    open units is at or below it, by less than the cost of one unit.
+    open units is at or below it, by less than the cost of the cheapest unit. Which
+    units stay open is final once the limit is reached.
 
     Attributes:
         params: Limit on parameters.
         macs: Limit on multiply-accumulates.
-        steps: Optimizer steps until the limit is reached; choose about a third of the
-            training. None means 100, so that short runs meet it too.
+        steps: Optimizer steps until the limit is reached; a third to a half of the
+            training is a good choice. None means 100, so that short runs meet it too.
         begin: Optimizer steps before anything is pruned.
         of: What a limit is a fraction of.
-        ascent: Rate at which the multipliers of the penalty grow.
+        ascent: Rate at which the multipliers of the penalty grow, times the square
+            root of the number of units.
     """
 
     params: float | None = None
@@ -41,7 +43,7 @@ class Budget:
     steps: int | None = None
     begin: int = 0
     of: Literal["gated", "model"] = "gated"
-    ascent: float = 1.0
+    ascent: float = 0.1
 
     def __post_init__(self) -> None:
         """Checks the limits.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
@@ -16,6 +17,7 @@ from fgcompile.gates.objective import (
     BudgetObjective,
     FineGatesObjective,
     Objective,
+    Progress,
 )
 from fgcompile.gates.op import gate as gate_op
 from fgcompile.gates.spec import GateSite, GateSpec, check_spec
@@ -165,9 +167,9 @@ class GateContainer(nn.Module):
         self.stride.copy_(torch.maximum(self.stride, largest))
         for gate, step in zip(gates, steps, strict=True):
             self._advance(gate, step)
-        moved = largest > 0
-        self.updates += moved
-        self.objective.update(self.each(), self.updates, moved)
+        self.updates += largest > 0
+        progress = Progress(self.updates, largest > 0, _unanimity(gates, steps))
+        self.objective.update(self.each(), progress)
 
     def penalty(self) -> Tensor:
         """The sparsity term."""
@@ -195,6 +197,12 @@ class GateContainer(nn.Module):
                 config.target_sparsity, config.weight, config.begin, config.weighting
             )
         return Objective()
+
+
+def _unanimity(gates: Sequence[Gate], steps: Sequence[Tensor]) -> Tensor:
+    distances = torch.cat([step.abs() for step in steps])
+    pruned = torch.cat([gate.pruned for gate in gates])
+    return distances.masked_fill(pruned, math.nan).nanmedian() / distances.max()
 
 
 def _check_names(specs: Sequence[GateSpec]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,21 @@ from fgcompile.gates.gate import Gate
 from fgcompile.gates.selection import units_to_prune
 
 
+class Progress(NamedTuple):
+    """What the optimizer has done since the last training forward.
+
+    Attributes:
+        updates: Optimizer steps that moved a gate so far, int64 scalar.
+        moved: Whether there was one since the last training forward, bool scalar.
+        unanimity: Median step of the units that are not pruned over the largest,
+            in [0, 1]: near 1 all gates move alike, so nothing tells them apart.
+    """
+
+    updates: Tensor
+    moved: Tensor
+    unanimity: Tensor
+
+
 class Objective(nn.Module):
     """Base of the objectives; by itself it asks for nothing."""
 
@@ -21,14 +37,8 @@ class Objective(nn.Module):
         """The sparsity term, a float32 scalar with gradients to every logit."""
         return sum_of([gate.openness() * 0.0 for gate in gates])
 
-    def update(self, gates: Sequence[Gate], updates: Tensor, moved: Tensor) -> None:
-        """Advances the state by one training forward.
-
-        Args:
-            gates: All gates.
-            updates: Optimizer steps so far, int64 scalar.
-            moved: Whether there was one since the last training forward, bool scalar.
-        """
+    def update(self, gates: Sequence[Gate], progress: Progress) -> None:
+        """Takes up what the optimizer did, once before every training forward."""
 
 
 class FineGatesObjective(Objective):
@@ -71,14 +81,21 @@ class BudgetObjective(Objective):
     The term presses on all gates, and those that matter resist. What it has not closed
     yet, `pruned` closes: the units that score lowest, in training and in eval alike,
     so that the counted cost meets the target at every step whatever the optimizer does.
+    Once the target has arrived at the limit, the selection is final and the pressure
+    ends: what is left is trained without further loss of units.
+
+    The multipliers rest while the gates move nearly in step, since more pressure would
+    close them all at once. They grow with the square root of the number of units, as
+    the noise in the gradient of one unit does against its share of the cost.
 
     Source: CoFi (Xia et al. 2022) for the Lagrangian, its ramp and zeroing the lowest
-    scores; counting, and zeroing already in training, are ours.
+    scores; counting, zeroing already in training, and the end of it are ours.
     """
 
     l1: Tensor
     l2: Tensor
     target: Tensor
+    final: Tensor
 
     def __init__(self, budget: Budget, totals: dict[str, float], gated: dict[str, float]):
         """An objective at its start: nothing is asked yet.
@@ -101,21 +118,31 @@ class BudgetObjective(Objective):
         self.register_buffer("l1", torch.zeros(count))
         self.register_buffer("l2", torch.zeros(count))
         self.register_buffer("target", torch.ones(count))
+        self.register_buffer("final", torch.zeros((), dtype=torch.bool))
 
     def penalty(self, gates: Sequence[Gate], updates: Tensor) -> Tensor:
         """The sparsity term."""
         gap = self._fraction(gates) - self.target
         return (self.l1.clone() * gap + self.l2.clone() * gap * gap).sum()
 
-    def update(self, gates: Sequence[Gate], updates: Tensor, moved: Tensor) -> None:
+    def update(self, gates: Sequence[Gate], progress: Progress) -> None:
         """Advances target, multipliers and pruned units."""
-        since = (updates - self.budget.begin) / self.budget.ramp
+        since = (progress.updates - self.budget.begin) / self.budget.ramp
         goal = torch.tensor(self.goal, device=self.target.device)
         self.target.copy_(1 + (goal - 1) * since.clamp(0, 1))
-        gap = self._fraction(gates) - self.target
-        self.l1.add_(self.budget.ascent * moved * gap)
-        self.l2.add_(self.budget.ascent * moved * gap * gap)
+        self._ascend(gates, progress, final=since >= 1)
         self._prune(gates)
+        self.final.copy_(since >= 1)
+
+    def _ascend(
+        self, gates: Sequence[Gate], progress: Progress, final: Tensor
+    ) -> None:
+        gap = self._fraction(gates) - self.target
+        units = sum(gate.size for gate in gates)
+        rate = self.budget.ascent * math.sqrt(units) * progress.moved
+        rising = torch.where(progress.unanimity < UNANIMOUS, gap, gap.clamp(max=0.0))
+        self.l1.add_(rate * rising).clamp_(min=0.0).mul_(~final)
+        self.l2.add_(rate * rising * rising).mul_(~final)
 
     def _fraction(self, gates: Sequence[Gate]) -> Tensor:
         """Fraction of each cost in open units, as if nothing were pruned."""
@@ -136,13 +163,17 @@ class BudgetObjective(Objective):
         pruned = units_to_prune(score, costs.double(), limits.double())
         sizes = [gate.size for gate in gates]
         for gate, units in zip(gates, pruned.split(sizes), strict=True):
-            gate.pruned.copy_(units)
+            gate.pruned.copy_(torch.where(self.final, gate.pruned, units))
 
     def _total(self, gates: Sequence[Gate]) -> Tensor:
         return torch.stack([self._cost(gate).sum(1) for gate in gates]).sum(0)
 
     def _cost(self, gate: Gate) -> Tensor:
         return torch.stack([cast(Tensor, getattr(gate, what)) for what in self.costs])
+
+
+UNANIMOUS = 0.4
+"""Unanimity from which the multipliers rest; noise alone gives Adam about 0.2."""
 
 
 def _gated_limit(budget: Budget, what: str, total: float, gated: float) -> float:
