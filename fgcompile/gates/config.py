@@ -193,7 +193,7 @@ class GateConfig:
 
     @classmethod
     def peft_finegates(cls) -> GateConfig:
-        """Defaults of the authors' PEFT contribution: no noise, mean 0.9, target 0.2."""
+        """The authors' PEFT defaults: no noise, mean 0.9, target 0.2, lambda 0.01."""
         return cls._paper(
             init_mean=0.9, noise=0.0, target_sparsity=0.2, weight=1e-2, lr=None
         )

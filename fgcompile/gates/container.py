@@ -182,7 +182,7 @@ class GateContainer(nn.Module):
         if gate.anchor is None:
             gate.logits.clamp_(-bound, bound)
         else:
-            pace = self.config.rate * gate.parametrization.span / self.stride
+            pace = (self.config.rate or 0.0) * gate.parametrization.span / self.stride
             gate.anchor += step * torch.where(self.stride > 0, pace, 0.0)
             gate.anchor.clamp_(-bound, bound)
         gate.seen.copy_(gate.logits)

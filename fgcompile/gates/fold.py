@@ -174,7 +174,8 @@ def _probe_shape(
     module: nn.Module, weight: Tensor, site: GateSite, size: int
 ) -> tuple[int, ...]:
     if isinstance(module, nn.modules.conv._ConvNd):
-        extent = [1 + d * (k - 1) + 1 for k, d in zip(module.kernel_size, module.dilation)]
+        windows = zip(module.kernel_size, module.dilation, strict=True)
+        extent = [d * (k - 1) + 2 for k, d in windows]
         return (2, module.in_channels, *extent)
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return (2, size, *[3] * (-site.dim - 1))

@@ -56,7 +56,8 @@ class InputHook(GateHook):
 def _argument(module: nn.Module, name: str, site: Site) -> tuple[int | None, str]:
     """Position and keyword of an argument; callers may use either."""
     known = inspect.signature(module.forward).parameters.values()
-    names = [p.name for p in known if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = [p.name for p in known if p.kind in named]
     open_ended = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in known)
     if name.isdigit():
         position = int(name)

@@ -97,7 +97,9 @@ class BudgetObjective(Objective):
     target: Tensor
     final: Tensor
 
-    def __init__(self, budget: Budget, totals: dict[str, float], gated: dict[str, float]):
+    def __init__(
+        self, budget: Budget, totals: dict[str, float], gated: dict[str, float]
+    ):
         """An objective at its start: nothing is asked yet.
 
         Args:
@@ -134,9 +136,7 @@ class BudgetObjective(Objective):
         self._prune(gates)
         self.final.copy_(since >= 1)
 
-    def _ascend(
-        self, gates: Sequence[Gate], progress: Progress, final: Tensor
-    ) -> None:
+    def _ascend(self, gates: Sequence[Gate], progress: Progress, final: Tensor) -> None:
         gap = self._fraction(gates) - self.target
         units = sum(gate.size for gate in gates)
         rate = self.budget.ascent * math.sqrt(units) * progress.moved

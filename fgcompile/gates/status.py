@@ -37,7 +37,7 @@ def status(model: nn.Module) -> dict[str, Any]:
     cost = counted_cost(container)
     target, goal = _limits(container)
     gap = {what: cost[what] - limit for what, limit in goal.items()}
-    found = {
+    found: dict[str, Any] = {
         "open": _open_by_kind(container),
         "cost": cost,
         "target": target,
@@ -56,8 +56,8 @@ def status(model: nn.Module) -> dict[str, Any]:
 
 def counted_cost(container: GateContainer) -> dict[str, float]:
     """Fraction of the gated cost in units whose eval factor is not 0."""
-    gated, fractions = container.gated_cost(), {}
-    for what, total in gated.items():
+    fractions = {}
+    for what, total in container.gated_cost().items():
         kept = sum(
             float((getattr(gate, what).double() * gate.open).sum())
             for gate in container.each()
@@ -67,7 +67,8 @@ def counted_cost(container: GateContainer) -> dict[str, float]:
 
 
 def _open_by_kind(container: GateContainer) -> dict[str, float]:
-    open_, size = {}, {}
+    open_: dict[str, int] = {}
+    size: dict[str, int] = {}
     for gate in container.each():
         open_[gate.kind] = open_.get(gate.kind, 0) + int(gate.open.sum())
         size[gate.kind] = size.get(gate.kind, 0) + gate.size
