@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fgcompile.errors import FormatError
 from fgcompile.report.onnx_graph import GraphReader
 from fgcompile.report.onnx_order import in_order
-from fgcompile.report.onnx_tensors import port_type
+from fgcompile.report.onnx_tensors import NO_DATA, port_type
 from fgcompile.report.summary import ModelSummary, Port
 
 if TYPE_CHECKING:
@@ -19,19 +19,25 @@ if TYPE_CHECKING:
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def load_onnx(path: str | os.PathLike[str], shapes: Shapes = {}) -> ModelSummary:  # noqa: B006
+def load_onnx(
+    path: str | os.PathLike[str],
+    shapes: Shapes = {},  # noqa: B006
+    with_data: bool = True,
+) -> ModelSummary:
     """Summary of an ONNX file.
 
     Args:
         path: The file; its external data lies in the same folder or below.
         shapes: Input shapes to count MACs at, by input name.
+        with_data: External data is there and can be read.
 
     Raises:
         FormatError: If the file, or the data it refers to, is missing, damaged,
             outside its folder, or not an ONNX model.
     """
     file = Path(path)
-    return summarize_onnx(_parse(file), file.parent, shapes)
+    folder = file.parent if with_data else NO_DATA
+    return summarize_onnx(parse_onnx(file), folder, shapes)
 
 
 def summarize_onnx(
@@ -65,7 +71,12 @@ def summarize_onnx(
     )
 
 
-def _parse(file: Path) -> onnx.ModelProto:
+def parse_onnx(file: Path) -> onnx.ModelProto:
+    """The model in a file, without its external data.
+
+    Raises:
+        FormatError: If the file is missing, damaged, or not an ONNX model.
+    """
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 

@@ -200,7 +200,8 @@ def _resolve(scope: Scope, name: str, where: str) -> Operand:
 
 def _literal(parameter: Parameter) -> str:
     """Small tables as text, larger ones by digest."""
-    assert parameter.read is not None
+    if parameter.read is None:
+        return f"{parameter.dtype}{list(parameter.shape)} not read"
     try:
         values = np.asarray(parameter.read())
     except (ValueError, TypeError, KeyError) as error:

@@ -41,6 +41,7 @@ def described(
     """A summary node without its result types, placed where its metadata says."""
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     *path, _ = _list(metadata.get(_SCOPES, "")) or [""]
+    path = [name for name in path if not name.startswith("_empty")]
     classes = _list(metadata.get(_CLASSES, "")) or [""]
     module = path[-1] if path else ""
     op = f"{proto.domain}::{proto.op_type}" if _foreign(proto) else proto.op_type

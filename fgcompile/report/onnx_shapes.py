@@ -144,7 +144,7 @@ class _Walk:
                 },
                 opset_imports=self._imports,
             )
-        except (RuntimeError, ValueError, onnx.defs.SchemaError):
+        except _refusals():
             return
         self.types.update(types)
 
@@ -219,6 +219,15 @@ def _shape(given: Any) -> Shape | None:
     if not all(dim.HasField("dim_value") for dim in tensor.shape.dim):
         return None
     return tuple(dim.dim_value for dim in tensor.shape.dim)
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What inference raises for an unknown operator, or sizes that do not fit."""
+    import onnx
+
+    refused: list[type[Exception]] = [RuntimeError, ValueError]
+    refused += [onnx.defs.SchemaError, onnx.shape_inference.InferenceError]
+    return tuple(refused)
 
 
 def _integers() -> tuple[int, ...]:

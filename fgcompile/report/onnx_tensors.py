@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     import onnx
 
 Array = np.ndarray[Any, Any]
+
+# A folder in which external data is not looked for: its values stay unknown.
+NO_DATA = Path()
 
 
 def port_type(value: onnx.ValueInfoProto) -> TensorType:
@@ -62,7 +66,10 @@ def stored_tensor(tensor: onnx.TensorProto, folder: Path | None) -> Parameter:
     shape = tuple(tensor.dims)
     bits = _bits(tensor.data_type)
     size_bytes = -(-int(np.prod(shape, dtype=np.int64)) * bits // 8)
-    if is_external(tensor):
+    read: Callable[[], Array] | None
+    if is_external(tensor) and folder is NO_DATA:
+        read = None
+    elif is_external(tensor):
         read = partial(_map, *_locate(tensor, folder, size_bytes), tensor)
     else:
         read = partial(onnx.numpy_helper.to_array, tensor)

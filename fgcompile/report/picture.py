@@ -15,7 +15,10 @@ _LAYER = re.compile(r"^(.*?(?:^|\.)\d+)(?:\.|$)")
 
 @dataclass(frozen=True)
 class Bar:
-    """A module's bar; widths are percents of the longest bar.
+    """A module's bar; widths are percents of the longest bar that changed.
+
+    An unchanged bar that is longer still, such as a vocabulary, is cut off at 100:
+    it would leave no room to see the change.
 
     Args:
         name: Module path.
@@ -24,6 +27,7 @@ class Bar:
         comes: Width of those that are new.
         text: The numbers, in words.
         groups: Coupled groups that the module takes part in.
+        cut: The bar is longer than it is drawn.
     """
 
     name: str
@@ -32,6 +36,7 @@ class Bar:
     comes: float
     text: str
     groups: tuple[str, ...] = ()
+    cut: bool = False
 
     @property
     def changed(self) -> bool:
@@ -66,15 +71,17 @@ def block_bars(diff: GraphDiff) -> list[Bar]:
 
 def _bars(layers: Sequence[Layer]) -> list[Bar]:
     sizes = [(y.parameters.before or 0, y.parameters.after or 0) for y in layers]
-    longest = max((max(size) for size in sizes), default=0) or 1
+    longest = max((max(size) for size in sizes if size[0] != size[1]), default=0)
+    longest = longest or max((max(size) for size in sizes), default=0) or 1
     return [
         Bar(
             name=layer.module or "(root)",
-            stays=_width(min(before, after), longest),
+            stays=min(_width(min(before, after), longest), 100),
             goes=_width(max(before - after, 0), longest),
             comes=_width(max(after - before, 0), longest),
             text=_text(layer.parameters),
             groups=layer.groups,
+            cut=min(before, after) > longest,
         )
         for layer, (before, after) in zip(layers, sizes, strict=True)
     ]

@@ -15,12 +15,12 @@ _MOST = 10
 
 def render_github(diff: GraphDiff, max_chars: int) -> str:
     """Workflow commands, one per line, followed by the Markdown report."""
-    return "".join(f"{line}\n" for line in annotations(diff)) + diff.to_markdown(
+    return "".join(f"{line}\n" for line in workflow_commands(diff)) + diff.to_markdown(
         max_chars
     )
 
 
-def annotations(diff: GraphDiff) -> list[str]:
+def workflow_commands(diff: GraphDiff) -> list[str]:
     """At most ten workflow commands: what must not be overlooked."""
     title = View(diff).title
     errors = [

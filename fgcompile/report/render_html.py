@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from markupsafe import Markup
-
 from fgcompile.report.graph_diff import GraphDiff
 from fgcompile.report.picture import module_bars
 from fgcompile.report.templating import environment, plain, template_text
@@ -19,8 +17,8 @@ def render_html(diff: GraphDiff) -> str:
             view=View(diff),
             bars=module_bars(diff),
             groups={name: number for number, name in enumerate(_group_names(diff))},
-            style=Markup(template_text("report.css")),
-            script=Markup(template_text("report.js")),
+            style=template_text("report.css"),
+            script=template_text("report.js"),
             plain=plain,
         )
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import StringIO
 
 from rich.console import Console, Group
@@ -44,8 +45,8 @@ def as_renderable(diff: GraphDiff) -> Group:
         line = Text(f"  {fact.label}: ", style="dim")
         parts.append(line.append(Text(fact.text, style=_TONES[fact.tone])))
     if view.interface:
-        heads = ("interface", "name", "what", "before", "after", "effect")
-        parts.append(_table(heads, view.interface))
+        sides = ("interface", "name", "what", "before", "after", "effect")
+        parts.append(_table(sides, view.interface))
     if view.groups:
         parts.append(_groups(view))
     if view.modules:
@@ -96,7 +97,7 @@ def _modules(view: View) -> list[Text]:
     return lines
 
 
-def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for head in heads:
         table.add_column(head, overflow="fold")

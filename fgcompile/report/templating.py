@@ -17,7 +17,7 @@ def environment() -> Environment:
     loader: BaseLoader = FunctionLoader(template_text)
     env = Environment(
         loader=loader,
-        autoescape=lambda name: bool(name) and name.endswith((".html", ".svg")),
+        autoescape=lambda name: (name or "").endswith((".html", ".svg")),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

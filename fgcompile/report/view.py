@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from fgcompile.report.changes import (
+    Action,
     GroupChange,
     Measure,
     NodeChange,
@@ -95,8 +96,8 @@ class View:
     def operations(self) -> str:
         """Such as "3 operations added, 1 changed"."""
         counts = Counter(change.action for change in self.diff.nodes)
-        order = [a for a in ("added", "removed", "changed") if counts[a]]
-        texts = [f"{counts[action]:,} {action}" for action in order]
+        order: tuple[Action, ...] = ("added", "removed", "changed")
+        texts = [f"{counts[action]:,} {action}" for action in order if counts[action]]
         if not texts:
             return "operations unchanged"
         first, *rest = texts

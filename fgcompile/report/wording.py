@@ -35,7 +35,7 @@ def percent(measure: Measure) -> str:
 
 
 def plural(count: int, word: str) -> str:
-    """ "1 group" or "2 groups"; an irregular plural is not needed so far."""
+    """A count with its noun: 1 group, 2 groups."""
     return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
