@@ -32,6 +32,8 @@ class Program:
         aliases: Other names of a tied parameter -> its canonical name, which is the
             only one that `get_attr` nodes use.
         output_names: One name per flattened output.
+        kept: For each parameter that lost units, the original indices that are left
+            along each dim that shrank.
     """
 
     graph_module: GraphModule
@@ -39,6 +41,7 @@ class Program:
     user_model: nn.Module | None = None
     aliases: dict[str, str] = field(default_factory=dict)
     output_names: list[str] = field(default_factory=list)
+    kept: dict[str, dict[int, torch.Tensor]] = field(default_factory=dict)
 
     @property
     def graph(self) -> Graph:
@@ -122,6 +125,7 @@ class Program:
             inputs=dict(self.inputs),
             aliases=dict(self.aliases),
             output_names=list(self.output_names),
+            kept={name: dict(dims) for name, dims in self.kept.items()},
         )
 
     def _check(self, leaves: list[Any]) -> None:

@@ -53,6 +53,7 @@ def eliminate_dead_dims(program: Program) -> bool:
         fault = _shrink(shrinkage)
         if fault is None:
             program.graph_module = shrinkage.program.graph_module
+            program.kept = shrinkage.program.kept
             return True
         logger.info("eliminate_dead_dims: reviving units at %s", fault)
         _revive(flow, revived, survivors, fault)

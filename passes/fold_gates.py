@@ -15,11 +15,12 @@ from fgcompile.passes.shrinkage import new_buffer
 from fgcompile.passes.weights import WeightUse, reads, replace_tensor, weight_use
 from fgcompile.program import Program
 from fgcompile.rules.movement import is_movement
-from fgcompile.rules.registry import arguments
+from fgcompile.rules.registry import arguments, operand
 from fgcompile.rules.shapes import tensor_of
 
 aten = torch.ops.aten
-_GATE = "fgcompile::gate"
+GATE = "fgcompile::gate"
+"""Qualified name of the gate operator."""
 
 
 def fold_gates(program: Program) -> bool:
@@ -27,7 +28,8 @@ def fold_gates(program: Program) -> bool:
     gates = [n for n in program.graph.nodes if _is_gate(n)]
     for gate in gates:
         if gate.users and not _drop(program, gate):
-            _fold_forward(program, gate) or _fold_back(program, gate)
+            if not _fold_forward(program, gate):
+                _fold_back(program, gate)
     for gate in gates:
         if gate.users:
             _multiply(program, gate)
@@ -39,13 +41,12 @@ def fold_gates(program: Program) -> bool:
 
 def _is_gate(node: Node) -> bool:
     schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.name == _GATE
+    return schema is not None and schema.name == GATE
 
 
 def _factors(program: Program, gate: Node) -> Tensor | None:
     """The gate's factors, None if they are computed from inputs."""
-    source = gate.args[1]
-    assert isinstance(source, Node)
+    source = operand(gate, 1)
     return program.parameter(source).detach() if source.op == "get_attr" else None
 
 
@@ -53,7 +54,7 @@ def _drop(program: Program, gate: Node) -> bool:
     factors = _factors(program, gate)
     if factors is None or not bool((factors == 1).all()):
         return False
-    gate.replace_all_uses_with(gate.args[0])  # type: ignore[arg-type]
+    gate.replace_all_uses_with(operand(gate))
     return True
 
 
@@ -68,8 +69,8 @@ def _fold_forward(program: Program, gate: Node) -> bool:
     if factors is None or uses is None:
         return False
     gates = {gate}
-    for weight in {str(use.weight.target) for use in uses}:
-        for reader in reads(program, weight):
+    for name in {str(use.weight.target) for use in uses}:
+        for reader in reads(program, name):
             other = weight_use(reader)
             source = _gate_behind(other.operand) if other is not None else None
             if source is None or str(source.args[1]) != str(gate.args[1]):
@@ -77,10 +78,10 @@ def _fold_forward(program: Program, gate: Node) -> bool:
             gates.add(source)
     if any(_readers(g) is None for g in gates) or not _closed(program, gates, uses):
         return False
-    for weight in {u.weight: u for u in uses}.values():
-        _scale(program, weight.weight, factors, weight.inputs)
+    for use in {str(u.weight.target): u for u in uses}.values():
+        _scale(program, use.weight, factors, use.inputs)
     for each in gates:
-        each.replace_all_uses_with(each.args[0])  # type: ignore[arg-type]
+        each.replace_all_uses_with(operand(each))
     return True
 
 
@@ -151,7 +152,8 @@ def _gates_inputs(gate: Node, use: WeightUse) -> bool:
 def _dim(gate: Node) -> int:
     tensor = tensor_of(gate)
     dim = gate.args[2]
-    assert tensor is not None and isinstance(dim, int)
+    assert tensor is not None
+    assert isinstance(dim, int)
     return dim if dim < 0 else dim - tensor.dim()
 
 
@@ -161,12 +163,11 @@ def _is_last(gate: Node) -> bool:
 
 def _fold_back(program: Program, gate: Node) -> bool:
     """Scales what made the gated value, if nothing else reads it."""
-    factors, source = _factors(program, gate), gate.args[0]
-    assert isinstance(source, Node)
+    factors, source = _factors(program, gate), operand(gate)
     if factors is None or len(source.users) > 1:
         return False
     if _keeps_last_dim(source) and _is_last(gate):
-        source = source.args[0]  # type: ignore[assignment]
+        source = operand(source)
         if len(source.users) > 1:
             return False
     scaled = _producer(source, gate)
@@ -174,7 +175,7 @@ def _fold_back(program: Program, gate: Node) -> bool:
         return False
     for node, dim in scaled:
         _scale(program, node, factors, dim)
-    gate.replace_all_uses_with(gate.args[0])  # type: ignore[arg-type]
+    gate.replace_all_uses_with(operand(gate))
     return True
 
 
@@ -196,7 +197,7 @@ def _producer(source: Node, gate: Node) -> list[tuple[Node, int]] | None:
             return None
         return [(t, 0) for t in tensors if t is not None]
     if source.target is aten.embedding.default and _is_last(gate):
-        return [(source.args[0], 1)]  # type: ignore[list-item]
+        return [(operand(source), 1)]
     return None
 
 

@@ -54,8 +54,8 @@ def refresh_shapes(program: Program, changed: set[Node]) -> None:
 
 
 def _run(node: Node) -> Any:
-    args = torch.fx.map_arg(node.args, lambda n: n.meta["val"])
-    kwargs = torch.fx.map_arg(node.kwargs, lambda n: n.meta["val"])
+    args: Any = torch.fx.map_arg(node.args, lambda n: n.meta["val"])
+    kwargs: Any = torch.fx.map_arg(node.kwargs, lambda n: n.meta["val"])
     if node.target is operator.getitem:
         return args[0][args[1]]
     return node.target(*args, **kwargs)  # type: ignore[operator]

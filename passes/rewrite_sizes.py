@@ -15,7 +15,7 @@ import torch
 from torch.fx import Node
 
 from fgcompile.passes.shrinkage import Shrinkage, new_buffer, scaled
-from fgcompile.rules.registry import arguments
+from fgcompile.rules.registry import arguments, operand
 from fgcompile.rules.shapes import tensor_of
 
 aten = torch.ops.aten
@@ -40,13 +40,17 @@ def _touches(shrinkage: Shrinkage, node: Node) -> bool:
 
 def _view(shrinkage: Shrinkage, node: Node) -> None:
     """view(x, sizes), expand(x, sizes)."""
-    node.update_arg(1, _resized(shrinkage, node, list(node.args[1]), 0))  # type: ignore[arg-type]
+    sizes = list(node.args[1])  # type: ignore[arg-type]
+    node.update_arg(1, _resized(shrinkage, node, sizes, 0))
 
 
 def _unflatten(shrinkage: Shrinkage, node: Node) -> None:
-    rank = tensor_of(node.args[0]).dim()  # type: ignore[arg-type, union-attr]
-    start = int(node.args[1]) % rank  # type: ignore[call-overload]
-    node.update_arg(2, _resized(shrinkage, node, list(node.args[2]), start))  # type: ignore[arg-type]
+    """unflatten(x, dim, sizes)."""
+    a = arguments(node)
+    source = tensor_of(a["self"])
+    assert source is not None
+    start = a["dim"] % source.dim()
+    node.update_arg(2, _resized(shrinkage, node, list(a["sizes"]), start))
 
 
 def _resized(
@@ -71,7 +75,7 @@ def _split(shrinkage: Shrinkage, node: Node) -> None:
     """Any split, as split_with_sizes, where the dim that is split shrinks."""
     a = arguments(node)
     dim = a["dim"]
-    source = shrinkage.index(node.args[0])  # type: ignore[arg-type]
+    source = shrinkage.index(operand(node))
     if source is None:
         return
     dim %= len(shrinkage.flow.values[source].shape)
@@ -118,7 +122,7 @@ def _select(shrinkage: Shrinkage, node: Node) -> None:
 
 
 def _row(shrinkage: Shrinkage, node: Node, dim: int) -> tuple[int, list[int]] | None:
-    tensor = tensor_of(node.args[0])  # type: ignore[arg-type]
+    tensor = tensor_of(operand(node))
     assert tensor is not None
     dim %= tensor.dim()
     link = shrinkage.link(node, dim)
@@ -128,10 +132,10 @@ def _row(shrinkage: Shrinkage, node: Node, dim: int) -> tuple[int, list[int]] | 
 
 def _squeeze(shrinkage: Shrinkage, node: Node) -> None:
     """Names the dims that were of size 1, since others may be so now."""
-    before = tensor_of(node.args[0])  # type: ignore[arg-type]
+    before = tensor_of(operand(node))
     assert before is not None
-    dims = node.args[1] if len(node.args) > 1 else list(range(before.dim()))
-    dims = [dims] if isinstance(dims, int) else list(dims)  # type: ignore[arg-type]
+    dims = arguments(node).get("dim", list(range(before.dim())))
+    dims = [dims] if isinstance(dims, int) else dims
     ones = [d for d in dims if isinstance(n := before.shape[d], int) and n == 1]
     node.target = aten.squeeze.dims
     node.args = (node.args[0], ones)

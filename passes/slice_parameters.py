@@ -29,7 +29,15 @@ def _slice(shrinkage: Shrinkage, name: str, index: int) -> torch.Tensor:
         dim = max(range(ids.ndim), key=lambda k: ids.shape[k])
         keep = shrinkage.survivors.positions(index, plane).reshape(-1)
         if keep.size < ids.shape[dim]:
-            new = new.index_select(dim, torch.from_numpy(keep).to(new.device))
+            indices = torch.from_numpy(keep)
+            new = new.index_select(dim, indices.to(new.device))
+            _record(shrinkage, name, dim, indices)
     parameter = nn.Parameter(new, requires_grad=old.requires_grad)
     setattr(module, leaf, parameter)
     return parameter
+
+
+def _record(shrinkage: Shrinkage, name: str, dim: int, keep: torch.Tensor) -> None:
+    """What is left, in terms of the original dim."""
+    dims = shrinkage.program.kept.setdefault(name, {})
+    dims[dim] = dims[dim][keep] if dim in dims else keep

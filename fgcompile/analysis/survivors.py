@@ -37,7 +37,7 @@ class Survivors:
         sizes, rows = [], 1
         for dim in range(mask.ndim):
             inner = tuple(range(dim + 1, mask.ndim))
-            alive = mask.any(axis=inner) if inner else mask
+            alive: Array = mask.any(axis=inner) if inner else mask
             count = int(np.count_nonzero(alive))
             sizes.append(count // rows if rows else 0)
             rows = count
@@ -111,7 +111,7 @@ def _move(step: Move, survivors: Survivors) -> set[int]:
         origin = link.index[here]
         kept = source.reshape(-1)[origin] | target[here]
         if not target[here].all() and (kept & ~target[here]).any():
-            target[here] |= kept
+            target[here] = kept
             grown.add(link.target)
         if (target[here] & ~source.reshape(-1)[origin]).any():
             source.reshape(-1)[origin[target[here]]] = True
@@ -148,7 +148,7 @@ def required(step: Align, survivors: Survivors) -> dict[int, Array]:
             if axis not in slot.axes:
                 continue
             inner = tuple(a for a in slot.axes if a > axis)
-            part = mask.any(axis=inner, keepdims=True) if inner else mask
+            part: Array = mask.any(axis=inner, keepdims=True) if inner else mask
             for missing in outer - set(slot.axes):
                 part = part & kept[missing]
             total = part if total is None else total | part
@@ -160,9 +160,9 @@ def required(step: Align, survivors: Survivors) -> dict[int, Array]:
 def _fit(slot: Slot, mask: Array, kept: dict[int, Array]) -> Array:
     """`mask`, grown to what `kept` requires of the slot's axes."""
     for axis in slot.axes:
-        need = kept.get(axis)
-        if need is None:
+        if axis not in kept:
             continue
+        need: Array = kept[axis]
         extra = tuple(
             k for k, n in enumerate(need.shape) if n > 1 and slot.full[k] == 1
         )
@@ -171,7 +171,7 @@ def _fit(slot: Slot, mask: Array, kept: dict[int, Array]) -> Array:
             mask = mask | np.broadcast_to(need, mask.shape)
             continue
         inner = tuple(a for a in slot.axes if a > axis)
-        missing = need & ~mask.any(axis=inner, keepdims=True)
+        missing: Array = need & ~mask.any(axis=inner, keepdims=True)
         if missing.any():
             outer = tuple(a for a in slot.axes if a <= axis)
             pattern = mask.any(axis=outer, keepdims=True)
@@ -199,7 +199,8 @@ def _rectangular(mask: Array) -> Array:
         return mask
     rows = mask.reshape(-1, mask.shape[-1]).copy()
     _fill_rows(rows)
-    alive = _rectangular(rows.any(axis=1).reshape(mask.shape[:-1])).reshape(-1)
+    some: Array = rows.any(axis=1)
+    alive = _rectangular(some.reshape(mask.shape[:-1])).reshape(-1)
     new = alive & ~rows.any(axis=1)
     if new.any():
         width = int(rows.sum(axis=1).max())

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from fgcompile.rules.registry import DimRule, arguments, dim_rule
+from fgcompile.rules.registry import DimRule, arguments, dim_rule, operand
 from fgcompile.rules.shapes import tensor_of
 
 _LETTERS = "mnop"
@@ -120,7 +120,9 @@ def grouped_mm(node: Node) -> DimRule:
     """Rows sorted by expert, each multiplied with its expert's matrix."""
     reason = "the rows' experts are chosen by data (grouped matrix product)"
     return DimRule(
-        "t i, x i o -> t o", operands=tuple(node.args[:2]), pinned={"x": reason}
+        "t i, x i o -> t o",
+        operands=(operand(node), operand(node, 1)),
+        pinned={"x": reason},
     )
 
 

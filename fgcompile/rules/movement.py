@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from fgcompile.rules.registry import arguments
+from fgcompile.rules.registry import arguments, operand
 from fgcompile.rules.shapes import hidden_shape, tensor_of
 
 
@@ -111,7 +111,8 @@ def _dim_groups(
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(before) or j < len(after):
-        old, new = [], []
+        old: list[int] = []
+        new: list[int] = []
         left = right = 1
         while True:
             if left <= right and i < len(before) and (left < right or not old):
@@ -165,7 +166,7 @@ def _along_dim(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
 
 @movement("aten::repeat", "aten::tile")
 def _repeat(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
-    counts = a.get("repeats", a.get("dims"))
+    counts = a["repeats"] if "repeats" in a else a["dims"]
     plane = plane.reshape([1] * (len(counts) - plane.dim()) + list(plane.shape))
     used = [c if n > 1 else 1 for c, n in zip(counts, plane.shape, strict=True)]
     if not all(isinstance(c, int) for c in used):
@@ -195,7 +196,7 @@ def _whole(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
 @movement("aten::index")
 def _index(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
     """Indexing by data or constants along dims on which the plane is uniform."""
-    indices = []
+    indices: list[slice | Tensor] = []
     for dim, index in enumerate(a["indices"]):
         if index is None:
             indices.append(slice(None))
@@ -230,7 +231,7 @@ def _leaves(structure: Any) -> list[Any]:
 
 
 def _source(node: Node) -> Tensor:
-    tensor = tensor_of(node.args[0])  # type: ignore[arg-type]
+    tensor = tensor_of(operand(node))
     assert tensor is not None
     return tensor
 

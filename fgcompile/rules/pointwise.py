@@ -38,6 +38,12 @@ def masked_fill(node: Node) -> DimRule:
     return _aligned(operands, annihilators=(0,) if a["value"] == 0 else ())
 
 
+@dim_rule("aten::where")
+def where(node: Node) -> DimRule | None:
+    """A choice between two values, elementwise; PyTorch does not tag it so."""
+    return pointwise(node) if len(node.args) == 3 else None
+
+
 @dim_rule("fgcompile::gate")
 def gate(node: Node) -> DimRule:
     """A gate: a product along one dim."""

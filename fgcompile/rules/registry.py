@@ -133,6 +133,13 @@ def arguments(node: Node) -> dict[str, Any]:
     return values
 
 
+def operand(node: Node, position: int = 0) -> Node:
+    """The node that is the argument of `node` at `position`."""
+    argument = node.args[position]
+    assert isinstance(argument, Node), node.format_node()
+    return argument
+
+
 def _name(target: OpOverload | OpOverloadPacket | str) -> str:
     if isinstance(target, str):
         return target

@@ -1,0 +1,260 @@
+"""`lower`: from a gated or sparse model to a smaller one that computes the same."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fgcompile.capture import capture
+from fgcompile.errors import ExportError, VerifyError
+from fgcompile.gates import find_container, gates
+from fgcompile.passes.base import run_passes, run_until_stable
+from fgcompile.passes.canonicalize import canonicalize
+from fgcompile.passes.eliminate_dead_branches import eliminate_dead_branches
+from fgcompile.passes.eliminate_dead_code import eliminate_dead_code
+from fgcompile.passes.eliminate_dead_dims import eliminate_dead_dims
+from fgcompile.passes.fold_constants import fold_constants
+from fgcompile.passes.fold_gates import GATE, fold_gates
+from fgcompile.passes.propagate_constants import propagate_constants
+from fgcompile.program import Program
+from fgcompile.report import GraphDiff, Verification
+from fgcompile.report.lowering import lowering_report
+from fgcompile.targets.exported import export_program
+from fgcompile.targets.files import staged
+from fgcompile.targets.onnx import OPSET, OnnxModel, write_onnx
+from fgcompile.targets.verify import Comparison, verify_equal
+
+logger = logging.getLogger(__name__)
+
+Target = Literal["fx", "onnx"]
+
+PREPARE = (canonicalize, fold_constants, eliminate_dead_code)
+ELIMINATE = (
+    # Dead branches first: what is left of a block whose every unit is dead would
+    # otherwise keep one unit of each kind.
+    eliminate_dead_branches,
+    propagate_constants,
+    eliminate_dead_dims,
+    eliminate_dead_code,
+)
+FINISH = (fold_gates, fold_constants, eliminate_dead_code)
+
+_ONNX_SCALE = 10.0
+"""A runtime with kernels of its own rounds differently from PyTorch."""
+
+
+@dataclass
+class Lowered:
+    """A smaller model that computes what the gated one does.
+
+    Attributes:
+        model: A GraphModule ("fx"), or an ONNX ModelProto ("onnx"; for files with
+            external data, its path).
+        target: What it was lowered to.
+        program: The lowered program; its parameters are the smaller ones.
+        comparison: What verification saw, None if it was switched off.
+    """
+
+    model: Any
+    target: Target
+    program: Program
+    comparison: Comparison | None
+    _before: Program
+    _run: Callable[..., Any]
+    _closed: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _files: Path | None = None
+    _folder: Any = field(default=None, repr=False)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Outputs for the inputs that the model's forward takes."""
+        return self._run(*args, **kwargs)
+
+    @cached_property
+    def report(self) -> GraphDiff:
+        """What changed, for code review."""
+        return lowering_report(
+            _without_gates(self._before), self.program, self._closed, self._verified()
+        )
+
+    def _verified(self) -> Verification | None:
+        if self.comparison is None:
+            return None
+        method = "onnxruntime" if self.target == "onnx" else "fx"
+        return Verification(self.comparison.absolute, method=method)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the model to `path`, atomically; returns the file.
+
+        A path with the target's suffix names the file, any other a folder, in which
+        the file is called `model.onnx` ("onnx") or `model.pt2` ("fx").
+
+        Raises:
+            ExportError: If it cannot be written.
+        """
+        return save_lowered(self, Path(path))
+
+
+def lower(
+    model: nn.Module,
+    target: Target = "fx",
+    path: str | Path | None = None,
+    *,
+    example_inputs: tuple[Any, ...] | dict[str, Any] | None = None,
+    verify: bool = True,
+    opset: int = OPSET,
+) -> Lowered:
+    """A model without the dims that are dead in `model`, verified to be equal.
+
+    Dead is whatever provably cannot reach an output: closed gate units, zero rows,
+    columns, heads or channels left by any tool, and all that depends on them.
+    `model` itself is not changed.
+
+    Args:
+        model: With or without gates; an nn.Module or FX GraphModule.
+        target: "fx" for a GraphModule, "onnx" for an ONNX model.
+        path: Where to write it; nothing is written unless verification passed.
+        example_inputs: As for `insert_gates`; not needed for transformers models, nor
+            if gates were inserted with some.
+        verify: Compare with `model` on several batch sizes, lengths and paddings,
+            and the written file in its runtime.
+        opset: ONNX opset.
+
+    Returns:
+        The lowered model, callable like `model`, with a report.
+
+    Raises:
+        FgcompileError: A leaf says what: CaptureError for models that cannot be
+            traced, VerifyError for weights with NaN or a result that differs,
+            ExportError for an unknown target or a path that cannot be written.
+    """
+    if target not in ("fx", "onnx"):
+        raise ExportError(
+            f"unknown target {target!r}\n"
+            '  Targets are "fx" (GraphModule) and "onnx" (file for onnxruntime).'
+        )
+    program = capture(model, _inputs_of(model, example_inputs))
+    _check_weights(program)
+    lowered = eliminate(program)
+    comparison = verify_equal(program, lowered) if verify else None
+    if target == "fx":
+        module = lowered.graph_module
+        result = Lowered(module, "fx", lowered, comparison, program, lowered)
+    else:
+        result = _lower_to_onnx(program, lowered, comparison, verify, opset)
+    if find_container(model) is not None:
+        result._closed = {name: ~gate.open for name, gate in gates(model).items()}
+    if path is not None:
+        result.save(path)
+    return result
+
+
+def eliminate(program: Program) -> Program:
+    """A copy of `program` without dead dims, branches and gates."""
+    lowered = program.copy()
+    run_passes(lowered, PREPARE)
+    run_until_stable(lowered, ELIMINATE)
+    run_passes(lowered, FINISH)
+    run_until_stable(lowered, ELIMINATE)
+    return lowered
+
+
+def _without_gates(program: Program) -> Program:
+    """`program` with every gate open for good."""
+    plain = program.copy()
+    for node in plain.graph.nodes:
+        if getattr(getattr(node.target, "_schema", None), "name", "") == GATE:
+            node.replace_all_uses_with(node.args[0])
+    eliminate_dead_code(plain)
+    return plain
+
+
+def _inputs_of(model: nn.Module, example_inputs: Any) -> Any:
+    """The inputs that gates were inserted with, unless others are given."""
+    if example_inputs is not None:
+        return example_inputs
+    return getattr(find_container(model), "example_inputs", None)
+
+
+def _check_weights(program: Program) -> None:
+    for node in program.graph.nodes:
+        if node.op != "get_attr" or not program.is_parameter(node):
+            continue
+        tensor = program.parameter(node)
+        if tensor.is_meta:
+            raise VerifyError(
+                f"parameter {node.target} is on the meta device and has no values\n"
+                "  Load the weights before lowering; analyze() needs none."
+            )
+        bad = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
+        if bad:
+            raise VerifyError(
+                f"parameter {node.target} holds {bad} of {tensor.numel()} values that "
+                "are NaN or infinite\n"
+                "  Equality cannot be verified. Repair the checkpoint or training."
+            )
+
+
+def _lower_to_onnx(
+    program: Program,
+    lowered: Program,
+    comparison: Comparison | None,
+    verify: bool,
+    opset: int,
+) -> Lowered:
+    folder = tempfile.TemporaryDirectory(prefix="fgcompile-")
+    file = Path(folder.name) / "model.onnx"
+    write_onnx(lowered, file, opset)
+    run = OnnxModel(file, lowered)
+    if verify:
+        comparison = verify_equal(
+            program,
+            run,
+            name="the ONNX file in onnxruntime",
+            scale=_ONNX_SCALE,
+            visible_only=True,
+        )
+    import onnx
+
+    external = file.with_name(f"{file.name}.data").exists()
+    model = file if external else onnx.load(str(file))
+    return Lowered(model, "onnx", lowered, comparison, program, run, {}, file, folder)
+
+
+def save_lowered(lowered: Lowered, path: Path) -> Path:
+    """Writes the model of `lowered` to `path`; see `Lowered.save`."""
+    suffix = ".onnx" if lowered.target == "onnx" else ".pt2"
+    if path.suffix and path.suffix != suffix:
+        raise ExportError(
+            f"cannot write target {lowered.target} to a {path.suffix} file: {path}\n"
+            f"  Name a {suffix} file or a folder."
+        )
+    name = path.name if path.suffix == suffix else f"model{suffix}"
+    target = path.parent if path.suffix == suffix else path
+    with staged(target) as folder:
+        if lowered.target == "onnx":
+            _copy_onnx(lowered, folder / name)
+        else:
+            torch.export.save(export_program(lowered.program), folder / name)
+    return target / name
+
+
+def _copy_onnx(lowered: Lowered, file: Path) -> None:
+    import onnx
+
+    assert lowered._files is not None
+    external = lowered._files.with_name(f"{lowered._files.name}.data")
+    model = onnx.load(str(lowered._files))
+    if external.exists():
+        onnx.save_model(
+            model, str(file), save_as_external_data=True, location=f"{file.name}.data"
+        )
+    else:
+        onnx.save_model(model, str(file))

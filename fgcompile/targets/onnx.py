@@ -1,0 +1,159 @@
+"""Program -> ONNX file that onnxruntime runs with equal results.
+
+Needs the extra `onnx`: `pip install fgcompile[onnx]`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fgcompile.capture.state import silence
+from fgcompile.errors import ExportError
+from fgcompile.program import Program
+from fgcompile.targets.exported import export_program
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+OPSET = 20
+"""What onnxruntime's CPU kernels know best; 23 and later have `Attention`."""
+
+_SINGLE_FILE_LIMIT = 2_000_000_000
+"""Protobuf refuses files of 2 GiB; above this, weights go into a file beside."""
+
+_AXES = ("batch", "sequence")
+
+
+def write_onnx(program: Program, path: Path, opset: int = OPSET) -> None:
+    """Writes `program` to `path`, with its weights in `path`.data above 2 GB.
+
+    Inputs and outputs have the program's names; dynamic axes are called `batch`,
+    `sequence`, and after the graph's own symbols beyond those.
+
+    Raises:
+        ExportError: If the exporter fails, or the extra `onnx` is not installed.
+    """
+    _require("onnx", "onnxscript")
+    try:
+        with _quiet():
+            exported = export_program(program)
+            converted = torch.onnx.export(
+                exported,
+                dynamo=True,
+                input_names=program.input_names,
+                output_names=program.output_names,
+                opset_version=opset,
+                verbose=False,
+            )
+            assert converted is not None
+            _name_axes(converted)
+            size = sum(t.nbytes for t in program.graph_module.state_dict().values())
+            converted.save(str(path), external_data=size > _SINGLE_FILE_LIMIT)
+    except Exception as error:
+        raise ExportError(
+            f"torch.onnx cannot export the lowered model: {_cause(error)}\n"
+            f"  to {path.name}, opset {opset}\n"
+            '  Check that the dense model exports, or lower to "fx" instead.'
+        ) from error
+
+
+def _name_axes(converted: Any) -> None:
+    names: dict[str, str] = {}
+    for value in converted.model.graph.inputs:
+        for dim, size in enumerate(value.shape or ()):
+            symbol = getattr(size, "value", None)
+            if isinstance(symbol, str) and symbol not in names:
+                wanted = _AXES[dim] if dim < len(_AXES) else ""
+                if wanted and wanted not in names.values():
+                    names[symbol] = wanted
+    if names:
+        converted.rename_axes(names)
+
+
+def onnx_session(path: str | Path, threads: int = 0) -> onnxruntime.InferenceSession:
+    """A CPU session of the file at `path`; `threads=0` lets onnxruntime choose.
+
+    Raises:
+        ExportError: If onnxruntime is not installed or refuses the file.
+    """
+    _require("onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        raise ExportError(
+            f"onnxruntime refuses {Path(path).name}: {_cause(error)}\n"
+            "  Nothing was kept. Please report the model."
+        ) from error
+
+
+class OnnxModel:
+    """An ONNX file, callable with the inputs of the model it came from."""
+
+    def __init__(self, path: str | Path, program: Program, threads: int = 0) -> None:
+        """Opens `path`, whose inputs and outputs are those of `program`."""
+        self.session = onnx_session(path, threads)
+        self.input_names = program.input_names
+        self.output_names = program.output_names
+        self._names = list(program.inputs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Outputs by name, in the order of the model's."""
+        given = dict(zip(self._names, args, strict=False)) | kwargs
+        leaves = pytree.tree_leaves([given[name] for name in self._names])
+        wanted = {value.name for value in self.session.get_inputs()}
+        feed = {
+            name: leaf.detach().cpu().numpy()
+            for name, leaf in zip(self.input_names, leaves, strict=True)
+            if name in wanted
+        }
+        results = self.session.run(None, feed)
+        return {
+            name: torch.from_numpy(result) if result.ndim else torch.tensor(result)
+            for name, result in zip(self.output_names, results, strict=True)
+        }
+
+
+def _require(*modules: str) -> None:
+    for module in modules:
+        try:
+            __import__(module)
+        except ImportError as error:
+            raise ExportError(
+                f"the target onnx needs the package {module}\n"
+                "  Install it: pip install fgcompile[onnx]"
+            ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.onnx reports its progress on standard output, whatever one asks."""
+    with (
+        silence(),
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"

@@ -1,0 +1,159 @@
+"""Runs two callables side by side on inputs of several shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fgcompile.capture import other_inputs
+from fgcompile.errors import VerifyError
+from fgcompile.program import Program
+
+TOLERANCE = {
+    torch.float64: 1e-10,
+    torch.float32: 1e-5,
+    torch.bfloat16: 5e-2,
+    torch.float16: 1e-2,
+}
+"""Largest difference allowed, relative to the largest magnitude of an output."""
+
+SHAPES = ((1, 5, False), (2, 16, True), (3, 9, False), (3, 64, True))
+"""Batch size, length and padding of the inputs, besides the example inputs."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a verification saw: the largest differences over `cases` inputs."""
+
+    absolute: float
+    relative: float
+    cases: int
+
+
+def verify_equal(
+    program: Program,
+    candidate: Callable[..., Any],
+    *,
+    reference: Callable[..., Any] | None = None,
+    name: str = "the lowered model",
+    scale: float = 1.0,
+    visible_only: bool = False,
+) -> Comparison:
+    """Runs `candidate` and `reference` on inputs of all `SHAPES`.
+
+    Args:
+        program: Says what inputs look like, and is the reference by default.
+        candidate: Takes the inputs by keyword, returns the same structure or the
+            flat list of outputs.
+        reference: What it should equal.
+        name: What the candidate is called in errors.
+        scale: Factor on the tolerance.
+        visible_only: Compare only where a mask of the inputs is set. In a causal
+            model a row of left padding attends to nothing, and runtimes differ in
+            what they make of an empty softmax; no other position reads it.
+
+    Raises:
+        VerifyError: If an output is missing, has another shape, holds NaN where the
+            reference does not, or differs by more than `TOLERANCE`.
+    """
+    reference = reference or program
+    largest = Comparison(0.0, 0.0, 0)
+    for inputs in verification_inputs(program):
+        with torch.no_grad():
+            expected = _tensors(reference(**inputs))
+            actual = _tensors(candidate(**inputs))
+        if visible_only:
+            expected, actual = (_visible(t, inputs) for t in (expected, actual))
+        found = _compare(program, expected, actual, name, inputs, scale)
+        largest = Comparison(
+            max(largest.absolute, found.absolute),
+            max(largest.relative, found.relative),
+            largest.cases + 1,
+        )
+    return largest
+
+
+def verification_inputs(program: Program) -> Iterator[dict[str, Any]]:
+    """The example inputs, and fresh ones of other sizes, with and without padding."""
+    yield program.inputs
+    for seed, (batch, length, padded) in enumerate(SHAPES):
+        yield other_inputs(program, batch, length, padded, seed=seed)
+
+
+def _compare(
+    program: Program,
+    expected: list[Tensor],
+    actual: list[Tensor],
+    name: str,
+    inputs: dict[str, Any],
+    scale: float,
+) -> Comparison:
+    shapes = {k: list(v.shape) for k, v in inputs.items() if isinstance(v, Tensor)}
+    if len(expected) != len(actual):
+        raise VerifyError(
+            f"{name} returns {len(actual)} outputs, the model {len(expected)}\n"
+            f"  at inputs {shapes}"
+        )
+    absolute = relative = 0.0
+    for k, (want, got) in enumerate(zip(expected, actual, strict=True)):
+        label = program.output_names[k] if k < len(program.output_names) else str(k)
+        if want.shape != got.shape:
+            raise VerifyError(
+                f"output {label} of {name} has shape {list(got.shape)}, "
+                f"the model's is {list(want.shape)}\n  at inputs {shapes}"
+            )
+        difference, magnitude = _difference(want, got)
+        bound = TOLERANCE.get(want.dtype, 0.0) * scale * max(magnitude, 1e-3)
+        if not difference <= bound:
+            raise VerifyError(
+                f"output {label} of {name} differs by {difference:.3g}, "
+                f"{difference / max(magnitude, 1e-30):.3g} of its magnitude "
+                f"{magnitude:.3g}\n  at inputs {shapes}\n"
+                "  Nothing was written. This is a bug in fgcompile: please report the "
+                "model; verify=False would give you a wrong one."
+            )
+        absolute = max(absolute, difference)
+        relative = max(relative, difference / max(magnitude, 1e-3))
+    return Comparison(absolute, relative, 1)
+
+
+def _visible(outputs: list[Tensor], inputs: dict[str, Any]) -> list[Tensor]:
+    """`outputs` with zeros at positions that a mask `[batch, length]` hides."""
+    masks = [
+        m
+        for m in inputs.values()
+        if isinstance(m, Tensor) and m.dim() == 2 and bool(((m == 0) | (m == 1)).all())
+    ]
+    for mask in masks:
+        outputs = [
+            o.masked_fill(mask.view(*mask.shape, *[1] * (o.dim() - 2)) == 0, 0)
+            if o.shape[:2] == mask.shape
+            else o
+            for o in outputs
+        ]
+    return outputs
+
+
+def _difference(want: Tensor, got: Tensor) -> tuple[float, float]:
+    """Largest absolute difference and magnitude; equal NaN and infinities agree."""
+    if not want.numel():
+        return 0.0, 0.0
+    if not (want.is_floating_point() or want.is_complex()):
+        return float((want != got).sum()), 1.0
+    want, got = want.double(), got.double()
+    same = (want == got) | (want.isnan() & got.isnan())
+    difference = torch.where(same, 0.0, (want - got).abs())
+    finite = want[want.isfinite()]
+    magnitude = float(finite.abs().max()) if finite.numel() else 0.0
+    return float(difference.max()), magnitude
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    if hasattr(outputs, "to_tuple"):
+        outputs = outputs.to_tuple()
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
