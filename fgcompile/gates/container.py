@@ -67,7 +67,13 @@ class Site(nn.Module):
                 f"gate {self.gate.name} expects size {self.size} at {self.label}, "
                 f"got {found}"
             )
-        return gate_op(x, self.factors(), self.dim)
+        factors = self.factors()
+        if x.is_nested:
+            # nn.TransformerEncoder packs padded batches so in eval; no product is
+            # defined between them and a vector.
+            parts = [gate_op(part, factors, self.dim) for part in x.unbind()]
+            return torch.nested.as_nested_tensor(parts)
+        return gate_op(x, factors, self.dim)
 
 
 def _expansion(gate: Gate, index: Tensor) -> Tensor | None:
@@ -91,12 +97,15 @@ class GateContainer(nn.Module):
         penalties: Training forwards whose loss got the sparsity term.
         updates: Optimizer steps that moved a gate.
         stride: Largest step of the optimizer so far, over all logits.
+        awaiting: Whether the next change of the logits will be an optimizer's, as
+            there was a training forward; else it is the user's, and taken as it is.
     """
 
     forwards: Tensor
     penalties: Tensor
     updates: Tensor
     stride: Tensor
+    awaiting: Tensor
 
     def __init__(
         self,
@@ -122,8 +131,9 @@ class GateContainer(nn.Module):
         for counter in ("forwards", "penalties", "updates"):
             self.register_buffer(counter, torch.zeros((), dtype=torch.int64))
         self.register_buffer("stride", torch.zeros(()))
-        # Whether an optimizer may have moved the logits since they were last read.
-        self.stale = False
+        self.register_buffer("awaiting", torch.zeros((), dtype=torch.bool))
+        # A hint that spares eval forwards the question, which would wait for a GPU.
+        self.unsettled = True
 
     def forward(self, x: Any = None) -> Any:
         """`x` itself: an `nn.Sequential` that owns gates calls them last."""
@@ -146,12 +156,13 @@ class GateContainer(nn.Module):
             with torch.no_grad():
                 self.forwards += 1
                 self.settle()
-            self.stale = True
+                self.awaiting.fill_(True)
+            self.unsettled = True
             for gate in self.each():
                 gate.sample_noise()
-        elif self.stale:
+        elif self.unsettled:
             self.settle()
-            self.stale = False
+            self.unsettled = False
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -164,12 +175,18 @@ class GateContainer(nn.Module):
             return
         steps = [gate.logits - gate.seen for gate in gates]
         largest = torch.stack([step.abs().max() for step in steps]).max()
-        self.stride.copy_(torch.maximum(self.stride, largest))
+        moved = self.awaiting & (largest > 0)
+        self.stride.copy_(torch.maximum(self.stride, largest * moved))
         for gate, step in zip(gates, steps, strict=True):
-            self._advance(gate, step)
-        self.updates += largest > 0
-        progress = Progress(self.updates, largest > 0, _unanimity(gates, steps))
+            self._advance(gate, step, moved)
+        self.updates += moved
+        self.awaiting &= ~moved
+        progress = Progress(self.updates, moved, _unanimity(gates, steps))
         self.objective.update(self.each(), progress)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.unsettled = True
 
     def penalty(self) -> Tensor:
         """The sparsity term."""
@@ -177,13 +194,13 @@ class GateContainer(nn.Module):
             self.penalties += 1
         return self.objective.penalty(self.each(), self.updates)
 
-    def _advance(self, gate: Gate, step: Tensor) -> None:
+    def _advance(self, gate: Gate, step: Tensor, moved: Tensor) -> None:
         bound = gate.parametrization.bound
         if gate.anchor is None:
             gate.logits.clamp_(-bound, bound)
         else:
             pace = (self.config.rate or 0.0) * gate.parametrization.span / self.stride
-            gate.anchor += step * torch.where(self.stride > 0, pace, 0.0)
+            gate.anchor += step * torch.where(moved, pace, 1.0)
             gate.anchor.clamp_(-bound, bound)
         gate.seen.copy_(gate.logits)
 
