@@ -71,11 +71,12 @@ def make_container(
             f"{type(model).__name__} has gates already\n"
             "  Use fgcompile.gates(model), or take them off with remove_gates(model)."
         )
-    totals = {"params": float(sum(p.numel() for p in model.parameters()))}
-    container = GateContainer(specs, config or GateConfig(), totals)
-    gated = container.gated_cost()["macs"]
-    container.totals["macs"] = gated if model_macs is None else model_macs
-    return container
+    gated_macs = sum(float(spec.macs.sum()) for spec in specs)
+    totals = {
+        "params": float(sum(p.numel() for p in model.parameters())),
+        "macs": gated_macs if model_macs is None else model_macs,
+    }
+    return GateContainer(specs, config or GateConfig(), totals)
 
 
 def adopt(model: nn.Module, container: GateContainer) -> None:
