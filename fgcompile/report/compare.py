@@ -21,6 +21,7 @@ from fgcompile.report.interface import interface_changes
 from fgcompile.report.matching import match_nodes
 from fgcompile.report.natural import natural_key
 from fgcompile.report.node_changes import node_changes
+from fgcompile.report.orient import as_modules_hold
 from fgcompile.report.pairs import label_tensors, pair_tensors, parameter_changes
 from fgcompile.report.summary import ModelSummary
 
@@ -53,10 +54,11 @@ def diff_summaries(
         BudgetError: If a limit cannot be parsed.
     """
     matching = match_nodes(before, after)
-    pairs = pair_tensors(before, after, matching)
+    old, new = _comparable(before, after)
+    pairs = pair_tensors(old, new, matching)
     if groups is None:
-        groups = group_changes(before, after, matching, pairs)
-    changed = parameter_changes(before, after, pairs)
+        groups = group_changes(old, new, matching, pairs)
+    changed = parameter_changes(old, new, pairs)
     diff = GraphDiff(
         verdict=Verdict(
             parameters=Measure(before.parameter_count, after.parameter_count),
@@ -69,12 +71,25 @@ def diff_summaries(
         groups=tuple(groups),
         nodes=node_changes(before, after, matching),
         parameters=changed,
-        layers=_layers(before, after, groups),
+        layers=_layers(old, new, groups),
         pinned=tuple(sorted(pinned, key=lambda p: natural_key(p.name))),
         notes=(*_own_notes(before, after, changed), *notes),
         title=title,
     )
     return diff.with_budgets(budgets)
+
+
+def _comparable(
+    before: ModelSummary, after: ModelSummary
+) -> tuple[ModelSummary, ModelSummary]:
+    """Tensors as modules hold them, where only one of the two is an ONNX graph."""
+    if before.dialect == after.dialect:
+        return before, after
+    one, two = (
+        as_modules_hold(summary) if summary.dialect == "onnx" else summary
+        for summary in (before, after)
+    )
+    return one, two
 
 
 def _layers(
@@ -111,7 +126,7 @@ def _own_notes(
     before: ModelSummary, after: ModelSummary, changed: Sequence[ParameterChange]
 ) -> list[Note]:
     notes = [Note(text) for text in dict.fromkeys([*before.notes, *after.notes])]
-    if before.dialect != after.dialect:
+    if before.nodes and after.nodes and before.dialect != after.dialect:
         kinds = f"{before.dialect} and {after.dialect}"
         notes.append(
             Note(

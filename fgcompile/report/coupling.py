@@ -31,7 +31,8 @@ Dim = tuple[str, int, int]
 class Split:
     """A reshape between entries and [units, inner] on the way of a group.
 
-    `before` and `after` are the sizes of the unit dim.
+    `before` and `after` are the sizes of the unit dim; 0 where a value is in one of
+    the two graphs only.
     """
 
     before: int
@@ -105,12 +106,14 @@ class _Coupling:
 
     def _remember_split(self, side: int, index: int, link: Link, dim: Dim) -> None:
         """Keep the sizes of the unit dim where a reshape splits off whole units."""
-        if link.inner is None or side == 1:
+        if link.inner is None:
             return
         ends = [self._sizes(side, index, *end) for end in (link.first, link.second)]
         known = sorted(end for end in ends if end is not None)
-        if len(known) == 2 and known[0] != known[1]:
+        if len(known) == 2 and known[0] != known[1] and side == 0:
             self._splits.append((dim, Split(*known[0], link.inner)))
+        elif not known:
+            self._splits.append((dim, Split(0, 0, link.inner)))
 
     def _changed(self, side: int, index: int, place: int, dim: int) -> Dim | None:
         """The dim's key, if its size changed or it exists on one side only."""

@@ -14,6 +14,8 @@ from fgcompile.report.pairs import Pairs, TensorPair, label_tensors
 from fgcompile.report.roles import is_convolution, is_embedding, is_norm, role_of
 from fgcompile.report.summary import Group, ModelSummary, ParameterRef
 
+Uses = Mapping[str, set[str]]
+
 
 def group_changes(
     before: ModelSummary, after: ModelSummary, matching: Matching, pairs: Pairs
@@ -21,10 +23,13 @@ def group_changes(
     """Every changed parameter dim in exactly one group, in natural order.
 
     Groups that an analysis of `before` found keep their names; the others are read
-    off the pair.
+    off the pair. Without any graph nothing is known to be coupled, and the parameters
+    speak for themselves.
     """
+    if not before.nodes and not after.nodes:
+        return ()
     kept = KeptIndices(before, after)
-    uses = _uses(after)
+    uses = _uses(before), _uses(after)
     components = coupled_dims(before, after, matching, pairs)
     place = {key: n for n, key in enumerate(label_tensors(before))}
     components.sort(key=lambda c: min(place[pair.before] for pair, _ in c.members))
@@ -46,7 +51,7 @@ class _Row:
         before: ModelSummary,
         after: ModelSummary,
         component: Component,
-        uses: Mapping[str, set[str]],
+        uses: tuple[Uses, Uses],
     ) -> None:
         self.component = component
         self.members = tuple(
@@ -59,14 +64,14 @@ class _Row:
             for pair, dim in component.members
         )
         self.before, self.after = self._units()
-        self.kind = self._kind(uses)
+        self.kind = self._kind(*uses)
         self._unit_parameters = self._cost(before, component.members)
 
     def name(self, groups: Sequence[Group]) -> str:
         """The analysis' name for these dims, else where they are and what they are."""
         dims = {(member.parameter, member.dim) for member in self.members}
         for group in groups:
-            if dims & set(group.members):
+            if group.size == self.before and dims <= set(group.members):
                 return group.name
         module = common_module(
             [member.parameter.rpartition(".")[0] for member in self.members]
@@ -89,35 +94,42 @@ class _Row:
 
     def _units(self) -> tuple[int, int]:
         """Units before and after: whole heads if a reshape says so, else entries."""
+        smallest = min((m.before, m.after) for m in self.members)
         candidates = [
             (split.before, split.after)
+            if split.before
+            else (smallest[0] // split.inner, smallest[1] // split.inner)
             for split in self.component.splits
-            if split.inner > 1 and self._divides(split.before, split.after)
+            if split.inner > 1
         ]
+        candidates = [pair for pair in candidates if self._divides(*pair)]
         if candidates:
             return min(candidates)
         sizes = Counter((m.before, m.after) for m in self.members)
         return max(sizes, key=lambda size: (sizes[size], size))
 
     def _divides(self, before: int, after: int) -> bool:
-        return all(
+        return before > 0 and all(
             member.before % before == 0
             and member.before // before * after == member.after
             for member in self.members
         )
 
-    def _kind(self, uses: Mapping[str, set[str]]) -> str:
-        roles: set[str] = set()
-        for member in self.members:
-            roles |= {use[member.dim] for use in uses.get(member.parameter, set())}
+    def _kind(self, old: Uses, new: Uses) -> str:
+        roles = {
+            use[dim]
+            for pair, dim in self.component.members
+            for use in old.get(pair.old_label, set()) | new.get(pair.new_label, set())
+        }
         if "c" in roles:
             return "conv"
         if "e" in roles or "s" in roles:
             return "residual"
         splits = self.component.splits
-        if any(s.inner > 1 and s.before == self.before for s in splits):
+        whole = self.before < min(m.before for m in self.members)
+        if whole and any(split.inner > 1 for split in splits):
             return "head"
-        if any(split.inner == 1 for split in splits):
+        if any(split.inner == 1 and split.before for split in splits):
             # Queries and keys only put these dims out; values hand them on.
             return "vo" if "i" in roles else "qk"
         if "g" in roles:

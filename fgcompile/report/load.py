@@ -11,13 +11,14 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
-from fgcompile.errors import CaptureError, FormatError
+from fgcompile.errors import CaptureError, FgcompileError, FormatError
 from fgcompile.program import Program
 from fgcompile.report.load_folder import find_graph, load_weights
 from fgcompile.report.load_onnx import load_onnx, summarize_onnx
 from fgcompile.report.load_program import as_array, load_pt2, summarize_program
-from fgcompile.report.summary import ModelSummary, Parameter
+from fgcompile.report.summary import Group, ModelSummary, Parameter
 
 Shapes = Mapping[str, tuple[int, ...]]
 Inputs = tuple[Any, ...] | dict[str, Any] | None
@@ -59,9 +60,9 @@ def summarize(
     if isinstance(source, (str, os.PathLike)):
         return _load_path(Path(source), shapes)
     if isinstance(source, Program):
-        return summarize_program(source, shapes)
+        return _with_groups(summarize_program(source, shapes), source)
     if isinstance(source, ExportedProgram):
-        source = source.module(check_guards=False)
+        source = _as_module(source)
     if isinstance(source, nn.Module):
         return _summarize_module(source, example_inputs, shapes)
     if type(source).__name__ == "ModelProto":
@@ -72,6 +73,16 @@ def summarize(
         f"cannot read a model from an object of type {type(source).__name__}\n"
         "  Give a module, an exported program, an ONNX model, or a path."
     )
+
+
+def _as_module(program: ExportedProgram) -> nn.Module:
+    """The program's graph, without the checks that tracing put in."""
+    from fgcompile.capture.tidy import remove_assertions
+
+    module = program.module(check_guards=False)
+    if isinstance(module, GraphModule):
+        remove_assertions(module)
+    return module
 
 
 def _load_path(path: Path, shapes: Shapes) -> ModelSummary:
@@ -103,7 +114,23 @@ def _summarize_module(
     traceable = is_aten_graph(module) or is_transformers_model(module)
     if example_inputs is None and not traceable:
         return _parameters_only(module)
-    return summarize_program(capture(module, example_inputs), shapes)
+    program = capture(module, example_inputs)
+    return _with_groups(summarize_program(program, shapes), program)
+
+
+def _with_groups(summary: ModelSummary, program: Program) -> ModelSummary:
+    """The summary, with the names that the coupling analysis gives its groups."""
+    from fgcompile.analysis.coupling import find_groups
+
+    try:
+        found = find_groups(program).groups
+    except FgcompileError:
+        return summary  # an op the analysis refuses: the pair itself still tells
+    groups = tuple(
+        Group(g.name, g.kind, g.size, tuple((m.parameter, m.dim) for m in g.members))
+        for g in found
+    )
+    return replace(summary, groups=groups)
 
 
 def _parameters_only(module: nn.Module) -> ModelSummary:

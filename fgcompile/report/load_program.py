@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import operator
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,7 +74,8 @@ def load_pt2(path: str | os.PathLike[str]) -> torch.export.ExportedProgram:
     if not file.is_file():
         raise FormatError(f"no file {file.name}\n  Check the path.")
     try:
-        return torch.export.load(file)
+        with _quiet():
+            return _load(file)
     except Exception as error:
         first = str(error).strip().partition("\n")[0][:200]
         raise FormatError(
@@ -79,6 +83,29 @@ def load_pt2(path: str | os.PathLike[str]) -> torch.export.ExportedProgram:
             f"  {type(error).__name__}: {first}\n"
             "  Save it with torch.export.save, in the torch version used here."
         ) from error
+
+
+def _load(file: Path) -> torch.export.ExportedProgram:
+    """The program; its output type may be known only once its library is imported."""
+    try:
+        return torch.export.load(file)
+    except RuntimeError:
+        if importlib.util.find_spec("transformers") is None:
+            raise
+        importlib.import_module("transformers.modeling_outputs")
+        return torch.export.load(file)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch logs while it fails: the error says it once."""
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class _Reader:

@@ -269,8 +269,12 @@ def _by_module(view: _View, done: dict[int, int]) -> dict[str, list[int]]:
 
 
 def _rich_label(node: Node) -> Hashable:
-    stored = tuple(o.label for o in node.operands if isinstance(o, ParameterRef))
-    return (node.op, node.scope, node.attributes, stored)
+    known = tuple(
+        operand.label if isinstance(operand, ParameterRef) else operand.text
+        for operand in node.operands
+        if isinstance(operand, (ParameterRef, Constant))
+    )
+    return (node.op, node.scope, node.attributes, known)
 
 
 def _align_rest(matching: Matching, old: _View, new: _View) -> None:

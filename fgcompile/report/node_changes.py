@@ -31,42 +31,28 @@ def node_changes(
         return ()
     comparison = _Comparison(before, after, matching)
     changes = [
-        _described("removed", before, i)
+        _described("removed", before.nodes[i], comparison.place(before, i))
         for i in canonical_order(before)
         if i not in matching.after_of
     ]
     for j in canonical_order(after):
         i = matching.before_of.get(j)
         if i is None:
-            changes.append(_described("added", after, j))
+            changes.append(
+                _described("added", after.nodes[j], comparison.place(after, j))
+            )
         elif found := tuple(comparison.differences(i, j)):
-            changes.append(_described("changed", after, j, found))
+            changes.append(
+                _described("changed", after.nodes[j], comparison.place(after, j), found)
+            )
     changes += comparison.results()
     return tuple(sorted(changes, key=lambda change: natural_key(change.module)))
 
 
 def _described(
-    action: Action,
-    summary: ModelSummary,
-    index: int,
-    changes: tuple[AttributeChange, ...] = (),
+    action: Action, node: Node, place: str, changes: tuple[AttributeChange, ...] = ()
 ) -> NodeChange:
-    node = summary.nodes[index]
-    return NodeChange(action, node.op, _place(summary, index), node.line, changes)
-
-
-def _place(summary: ModelSummary, index: int) -> str:
-    """The node's module, else that of the nearest node it reads that has one."""
-    seen = {index}
-    waiting = [index]
-    for current in waiting:
-        node = summary.nodes[current]
-        if node.display or node.scope:
-            return node.display or node.scope
-        refs = [o.node for o in node.operands if isinstance(o, NodeRef)]
-        waiting += [ref for ref in refs if ref not in seen]
-        seen.update(refs)
-    return ""
+    return NodeChange(action, node.op, place, node.line, changes)
 
 
 class _Comparison:
@@ -85,6 +71,29 @@ class _Comparison:
             yield AttributeChange("dtype", ", ".join(types[0]), ", ".join(types[1]))
         if not self._swapped(old, new):
             yield from self._operands(old.operands, new.operands, "operand")
+
+    def place(self, summary: ModelSummary, index: int) -> str:
+        """The node's module, else that of the nearest node above that has one.
+
+        A tool that rewrote the graph may have dropped where its nodes came from; the
+        node that a neighbour was before still knows.
+        """
+        seen = {index}
+        waiting = [index]
+        for current in waiting:
+            node = summary.nodes[current]
+            if name := node.display or node.scope or self._partner(summary, current):
+                return name
+            refs = [o.node for o in node.operands if isinstance(o, NodeRef)]
+            waiting += [ref for ref in refs if ref not in seen]
+            seen.update(refs)
+        return ""
+
+    def _partner(self, summary: ModelSummary, index: int) -> str:
+        partner = self._matching.before_of.get(index)
+        if summary is self._before or partner is None:
+            return ""
+        return self._before.nodes[partner].display
 
     def results(self) -> list[NodeChange]:
         """Outputs that return another value than before."""

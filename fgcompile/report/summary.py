@@ -148,7 +148,6 @@ class Group:
     kind: str
     size: int
     members: tuple[tuple[str, int], ...]
-    entries_per_unit: int = 1
 
 
 @dataclass(frozen=True, eq=False)
