@@ -106,6 +106,10 @@ class Units:
             right.append(parent[:-1][same])
         return _components(_concatenate(left), _concatenate(right), self.count)
 
+    def couplings(self) -> tuple[UnitIds, UnitIds]:
+        """All pairs of unit ids that were coupled, as they were found."""
+        return _concatenate(self._left), _concatenate(self._right)
+
     def parents(self) -> tuple[UnitIds, UnitIds]:
         """All (child, parent) pairs of unit ids."""
         return _concatenate(self._children), _concatenate(self._parents)

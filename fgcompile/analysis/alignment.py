@@ -73,6 +73,7 @@ def _step(
         if index is not None:
             _add_slots(flow, step, position, index)
     _mark_loose(flow, step)
+    _pin_factors(flow, step)
     return step
 
 
@@ -148,12 +149,23 @@ def _add_slots(flow: Flow, step: Align, position: int, index: int) -> None:
         text = f"{_name(step.node)} mixes its positions"
         flow.reasons.append(Reason(text, step.node))
         flow.units.pin(plane, len(flow.reasons) - 1)
+
+
+def _pin_factors(flow: Flow, step: Align) -> None:
+    """Factors that the rule pins, and statistics of values that hold no units."""
     for factor, text in step.rule.pinned.items():
-        flow.reasons.append(Reason(text, step.node))
-        for slot in step.slots:
-            if slot.operand == position and step.factors.index(factor) in slot.axes:
-                plane = flow.values[slot.value].planes[slot.plane]
-                flow.units.pin(plane, len(flow.reasons) - 1)
+        step.pinned[step.factors.index(factor)] = text
+    for factor in step.rule.statistics:
+        axis = step.factors.index(factor)
+        if not any(s.operand == 0 and axis in s.axes for s in step.slots):
+            step.pinned[axis] = f"{_name(step.node)} has statistics of model inputs"
+    for axis, text in step.pinned.items():
+        slots = [s for s in step.slots if axis in s.axes]
+        if slots:
+            flow.reasons.append(Reason(text, step.node))
+        for slot in slots:
+            plane = flow.values[slot.value].planes[slot.plane]
+            flow.units.pin(plane, len(flow.reasons) - 1)
 
 
 def _slot(
@@ -165,6 +177,8 @@ def _slot(
     """How a plane of `shape` lies in the factors; None if a dim is not described."""
     split, labels = [], []
     for dim, size in zip(dims, shape, strict=True):
+        # A dim that broadcasting adds in front has a factor of the output alone.
+        dim = tuple(factor for factor in dim if factor in step.factors)
         if size > 1 and not dim:
             return None
         for factor in dim:
@@ -193,7 +207,7 @@ def _mark_loose(flow: Flow, step: Align) -> None:
         heads = any(
             flow.units.is_head(flow.values[s.value].planes[s.plane]) for s in others
         )
-        if (heads or _meets_heads(step, slot)) and _uses(source) > 1:
+        if (heads or _meets_heads(step, slot)) and _is_shared(flow, source):
             step.slots[k] = replace(slot, loose=True)
 
 
@@ -201,6 +215,15 @@ def _meets_heads(step: Align, slot: Slot) -> bool:
     """Whether the slot's innermost axis becomes a head axis in this step."""
     inner = slot.axes[-1]
     return any(inner in s.axes[:-1] for s in step.slots if s is not slot)
+
+
+def _is_shared(flow: Flow, node: Node) -> bool:
+    """Whether a table, or one that it was computed from, is read several times."""
+    if _uses(node) > 1:
+        return True
+    values = ((n, flow.value_of(n)) for n in node.all_input_nodes)
+    tables = [n for n, v in values if v is not None and flow.values[v].table]
+    return any(_is_shared(flow, table) for table in tables)
 
 
 def _uses(node: Node) -> int:

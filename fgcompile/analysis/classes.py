@@ -1,0 +1,165 @@
+"""Coupled classes of units: which head owns a unit, and why a class may not shrink.
+
+A class is a connected component of coupled units; closing one means closing all of
+its units. A head is a class without parameters of its own, or with few (a column of a
+bias table): what it owns are its children, the rows and columns inside the head.
+
+Ownership is finer than coupling. Rotary embedding and norms over the dims of a head
+couple dim 3 of every head, and still each head owns its own rows:
+
+(1) A unit with a parent is owned by the parent's class.
+(2) A unit coupled only with units of one owner (the bias beside a row, the column
+    that reads it) is owned by it too.
+(3) A unit between several owners (a norm's weight that all heads share) belongs to
+    all: it goes when all of them go.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from fgcompile.analysis.steps import Flow
+from fgcompile.units import BoolArray, UnitIds, Units
+
+
+@dataclass
+class Classes:
+    """The coupled classes of a flow.
+
+    Attributes:
+        labels: Class of each unit.
+        count: Number of classes.
+        family: Index of the family of each unit.
+        first: Smallest id in each class among units of parameters, else of all.
+        heads: Classes that own others.
+        owner: Head class that owns each unit, -1 where none or several do.
+        shared: (unit, head class) pairs of units with several owners.
+        pins: (classes, reason) in the order in which the reasons were found.
+    """
+
+    labels: UnitIds
+    count: int
+    family: UnitIds
+    first: UnitIds
+    heads: BoolArray
+    owner: UnitIds
+    shared: tuple[UnitIds, UnitIds]
+    pins: list[tuple[UnitIds, int]] = field(default_factory=list)
+
+    def mark(self, ids: UnitIds) -> BoolArray:
+        """Flag [count] of the classes that have a unit in `ids`."""
+        flags = np.zeros(self.count, bool)
+        flags[self.labels[ids[ids >= 0]]] = True
+        return flags
+
+
+def classes_of(flow: Flow, inside: BoolArray) -> Classes:
+    """Classes of `flow`; `inside` flags the units that attention contracts or passes.
+
+    A class is a head if it stands for heads that no parameter has, or is the parent of
+    a unit that is `inside`.
+    """
+    units = flow.units
+    labels = units.classes()
+    count = int(labels.max()) + 1 if labels.size else 0
+    sizes = [f.size for f in units.families]
+    family = np.repeat(np.arange(len(sizes)), sizes)
+    heads = np.zeros(count, bool)
+    for one in units.families:
+        if not one.name:
+            heads[labels[one.ids]] = True
+    child, parent = units.parents()
+    heads[labels[parent[inside[child]]]] = True
+    owner, shared = _owners(units, labels, heads)
+    found = Classes(
+        labels, count, family, _first(units, labels, count), heads, owner, shared
+    )
+    _add_pins(flow, found)
+    return found
+
+
+def unit_signatures(classes: Classes, families: int) -> NDArray[np.uint64]:
+    """A number per class, equal for classes with as many units in each family."""
+    hashes = np.random.default_rng(0).integers(1, 2**63, families, dtype=np.uint64)
+    signatures = np.zeros(classes.count, np.uint64)
+    # Sums wrap around, so the order of the units does not matter.
+    np.add.at(signatures, classes.labels, hashes[classes.family])
+    return signatures
+
+
+def _first(units: Units, labels: UnitIds, count: int) -> UnitIds:
+    first = np.full(count, units.count, np.int64)
+    np.minimum.at(first, labels, np.arange(units.count))
+    named = np.full(count, units.count, np.int64)
+    for family in units.families:
+        if family.name:
+            np.minimum.at(named, labels[family.ids], family.ids)
+    return np.where(named < units.count, named, first)
+
+
+def _owners(
+    units: Units, labels: UnitIds, heads: BoolArray
+) -> tuple[UnitIds, tuple[UnitIds, UnitIds]]:
+    """Rules (1) to (3)."""
+    owner = np.full(units.count, -1, np.int64)
+    child, parent = units.parents()
+    of_head = heads[labels[parent]] & ~heads[labels[child]]
+    owner[child[of_head]] = labels[parent[of_head]]  # (1)
+    direct = owner >= 0
+    left, right = units.couplings()
+    inner = ~direct[left] & ~direct[right]
+    parts = _components(left[inner], right[inner], units.count)
+    part, head = _borders(left, right, direct, parts, owner)
+    single = np.bincount(part, minlength=units.count) == 1
+    alone = single[part]
+    of_part = np.full(units.count, -1, np.int64)
+    of_part[part[alone]] = head[alone]
+    owner = np.where(direct, owner, of_part[parts])  # (2)
+    return owner, _shared(parts, part[~alone], head[~alone], direct)  # (3)
+
+
+def _components(left: UnitIds, right: UnitIds, count: int) -> UnitIds:
+    if not count:
+        return np.empty(0, np.int64)
+    graph = coo_matrix((np.ones(left.size, np.int8), (left, right)), (count, count))
+    return connected_components(graph, directed=False)[1].astype(np.int64)
+
+
+def _borders(
+    left: UnitIds, right: UnitIds, direct: BoolArray, parts: UnitIds, owner: UnitIds
+) -> tuple[UnitIds, UnitIds]:
+    """Distinct (part, head class) pairs: parts that touch a unit which a head owns."""
+    pairs = []
+    for outer, owned in ((left, right), (right, left)):
+        mask = ~direct[outer] & direct[owned]
+        pairs.append(np.stack([parts[outer[mask]], owner[owned[mask]]], axis=1))
+    distinct = np.unique(np.concatenate(pairs), axis=0)
+    return distinct[:, 0], distinct[:, 1]
+
+
+def _shared(
+    parts: UnitIds, part: UnitIds, head: UnitIds, direct: BoolArray
+) -> tuple[UnitIds, UnitIds]:
+    members = np.flatnonzero(np.isin(parts, part) & ~direct)
+    order = np.argsort(part, kind="stable")
+    part, head = part[order], head[order]
+    start = np.searchsorted(part, parts[members], side="left")
+    stop = np.searchsorted(part, parts[members], side="right")
+    repeats = stop - start
+    offsets = np.arange(int(repeats.sum())) - np.repeat(
+        np.cumsum(repeats) - repeats, repeats
+    )
+    return np.repeat(members, repeats), head[np.repeat(start, repeats) + offsets]
+
+
+def _add_pins(flow: Flow, classes: Classes) -> None:
+    """A head may not close if something inside it may not shrink."""
+    for ids, reason in flow.units.pins:
+        owners = classes.owner[ids]
+        touched = [classes.labels[ids], owners[owners >= 0]]
+        classes.pins.append((np.unique(np.concatenate(touched)), reason))
