@@ -4,4 +4,27 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
+from fgcompile.compiler import analyze, insert_gates
+from fgcompile.gates import (
+    Budget,
+    Gate,
+    GateConfig,
+    gates,
+    param_groups,
+    penalty,
+    remove_gates,
+)
+
+__all__ = [
+    "Budget",
+    "Gate",
+    "GateConfig",
+    "analyze",
+    "gates",
+    "insert_gates",
+    "param_groups",
+    "penalty",
+    "remove_gates",
+]
+
 __version__ = version("fgcompile")

@@ -1,0 +1,92 @@
+"""The public verbs: analyze, insert_gates."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.fx import GraphModule
+
+from fgcompile.analysis.coupling import Analysis, find_groups
+from fgcompile.capture import capture
+from fgcompile.capture.trace import is_aten_graph
+from fgcompile.errors import GateError
+from fgcompile.gates.attach import (
+    attach,
+    container_of,
+    find_container,
+    make_container,
+)
+from fgcompile.gates.config import GateConfig
+from fgcompile.gates.placement import gate_specs
+from fgcompile.passes.insert_gates import insert_gate_nodes
+from fgcompile.program import Program
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+Inputs = tuple[Any, ...] | dict[str, Any]
+
+
+def analyze(
+    model: nn.Module | Program, example_inputs: Inputs | None = None
+) -> Analysis:
+    """The coupled groups of a model: what may shrink, with what, and what it is worth.
+
+    Weights are not read: a model on the meta device can be analysed.
+
+    Args:
+        model: Any module, an FX GraphModule, or a program that was captured before.
+        example_inputs: Positional or keyword inputs of `forward`. transformers models
+            need none.
+
+    Raises:
+        CaptureError: If the model cannot be captured.
+    """
+    program = model if isinstance(model, Program) else capture(model, example_inputs)
+    return find_groups(program)
+
+
+def insert_gates(
+    model: ModuleT,
+    example_inputs: Inputs | None = None,
+    config: GateConfig | None = None,
+) -> ModuleT:
+    """Puts a gate on every coupled group of the requested kinds, in place.
+
+    Args:
+        model: Any module: its class and forward signature stay. In a GraphModule of
+            ATen operators every gate becomes a node.
+        example_inputs: Positional or keyword inputs of `forward`. transformers models
+            need none.
+        config: Which groups, and how their gates are trained.
+
+    Returns:
+        The same object.
+
+    Raises:
+        GateError: If `model` is not a module, has gates already, or a requested kind
+            has no group that can be gated. The model is unchanged then.
+        CaptureError: If the model cannot be captured.
+    """
+    config = config or GateConfig()
+    if not isinstance(model, nn.Module):
+        raise GateError(
+            f"cannot gate an object of type {type(model).__name__}\n"
+            "  Pass a torch.nn.Module or a torch.fx.GraphModule."
+        )
+    if find_container(model) is not None:
+        raise GateError(
+            f"{type(model).__name__} has gates already\n"
+            "  Use fgcompile.gates(model), or take them off with remove_gates(model)."
+        )
+    analysis = analyze(model, example_inputs)
+    macs = float(analysis.macs)
+    if isinstance(model, GraphModule) and is_aten_graph(model):
+        specs = gate_specs(analysis, config.kinds)
+        container = make_container(model, specs, config, model_macs=macs)
+        insert_gate_nodes(model, specs, container)
+    else:
+        specs = gate_specs(analysis, config.kinds, model)
+        attach(model, specs, config, model_macs=macs)
+    # lower() captures with the same inputs, unless it is given others.
+    container_of(model).example_inputs = example_inputs
+    return model

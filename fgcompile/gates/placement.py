@@ -1,0 +1,132 @@
+"""Gate specs for the groups of an analysis."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+
+from fgcompile.analysis.coupling import Analysis
+from fgcompile.errors import GateError
+from fgcompile.gates.module_sites import Calls, NoSiteError, eager_sites, value_index
+from fgcompile.gates.places import (
+    Place,
+    Target,
+    places_of,
+    target_of,
+    tensor_data,
+)
+from fgcompile.gates.spec import GateSite, GateSpec
+from fgcompile.program import module_path
+
+logger = logging.getLogger(__name__)
+
+
+def gate_specs(
+    analysis: Analysis, kinds: Sequence[str], model: nn.Module | None = None
+) -> list[GateSpec]:
+    """A spec for every group of these kinds that may shrink, in order of depth.
+
+    Args:
+        analysis: The groups.
+        kinds: Kinds of group to gate.
+        model: The eager model that the sites are for; None for sites in the graph of
+            the program, whose `node` and `name` tell the value.
+
+    Raises:
+        GateError: If a kind has no group that can be gated; says why.
+    """
+    data = tensor_data(analysis)
+    calls = None if model is None else Calls(analysis.program, model)
+    specs: list[GateSpec] = []
+    refused: dict[str, str] = {}
+    for group in analysis.groups:
+        if group.kind not in kinds or group.pinned is not None:
+            continue
+        target = target_of(analysis, group, data)
+        try:
+            places = places_of(analysis, group, data)
+            if not places:
+                raise NoSiteError("nothing reads its units")
+            sites = [
+                site
+                for place in places
+                for site in (
+                    _graph_sites(target, place)
+                    if calls is None
+                    else eager_sites(target, place, calls)
+                )
+            ]
+            if not sites:
+                raise NoSiteError("none of its values can be gated")
+            specs.append(
+                GateSpec(
+                    group.name,
+                    group.kind,
+                    group.size,
+                    _distinct(sites, calls is None),
+                    group.parameters,
+                    group.macs,
+                )
+            )
+        except NoSiteError as error:
+            refused[group.name] = str(error)
+            logger.info("no gate for %s: %s", group.name, error)
+    for kind in kinds:
+        if not any(spec.kind == kind for spec in specs):
+            raise _nothing_found(analysis, kind, refused)
+    return specs
+
+
+def _graph_sites(target: Target, place: Place) -> list[GateSite]:
+    found = value_index(target, place.value)
+    if found is None:
+        raise NoSiteError(f"units lie along several dims of {place.value}")
+    node = place.node
+    if place.operand in node.args:
+        name = str(node.args.index(place.operand))
+        return [GateSite("", "input", name, *found, node.name)]
+    where: Literal["parameter", "output"] = (
+        "parameter" if place.value.op == "get_attr" else "output"
+    )
+    return [GateSite("", where, "0", *found, place.value.name)]
+
+
+def _distinct(sites: Iterable[GateSite], in_graph: bool) -> tuple[GateSite, ...]:
+    """One site per place: a module that is called twice is gated by one hook."""
+    found: dict[tuple[object, ...], GateSite] = {}
+    for site in sites:
+        node = site.node if in_graph else ""
+        key = (site.module, site.where, site.name, site.dim, node)
+        first = found.setdefault(key, site)
+        if not torch.equal(first.index, site.index):
+            raise NoSiteError(f"{site} holds other units in another call")
+    return tuple(found.values())
+
+
+def _nothing_found(analysis: Analysis, kind: str, refused: dict[str, str]) -> GateError:
+    lines = [f"0 {kind} groups found that can be gated"]
+    for group in analysis.groups:
+        if group.kind != kind:
+            continue
+        why = refused.get(group.name)
+        if group.pinned is not None:
+            place = module_path(group.pinned.node) or "the model"
+            why = f"{group.pinned.text} ({group.pinned.node.name} in {place})"
+        lines.append(f"  {group.name}, {group.size} units: {why}")
+    shown = lines[: MOST + 1]
+    if len(lines) > len(shown):
+        shown.append(f"  ... and {len(lines) - len(shown)} more")
+    there = sorted({group.kind for group in analysis.groups if not group.reasons})
+    shown.append(
+        f"  Kinds of group that may shrink: {', '.join(there) or 'none'}. Choose them "
+        "with GateConfig(kinds=...); fgcompile.analyze(model) lists all groups."
+    )
+    return GateError("\n".join(shown))
+
+
+MOST = 10
+"""Groups that an error names at most."""

@@ -1,0 +1,169 @@
+"""Gates land where they must: a closed unit's rows and columns no longer matter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fgcompile import GateConfig, analyze, gates, insert_gates
+from fgcompile.analysis.coupling import Analysis
+from fgcompile.capture import capture
+from fgcompile.errors import GateError
+from fgcompile.zoo.models import entry
+
+
+def tensors(outputs: Any) -> list[Tensor]:
+    """Floating-point tensors of a model's output."""
+    values = dict(outputs) if isinstance(outputs, Mapping) else outputs
+    leaves = pytree.tree_leaves(values)
+    return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+
+
+def close_some(model: nn.Module) -> None:
+    """Close a third of the units of every gate, at least one of several."""
+    for gate in gates(model).values():
+        count = 0 if gate.size == 1 else max(1, gate.size // 3)
+        gate.close(torch.randperm(gate.size)[:count])
+
+
+@torch.no_grad()
+def scramble(model: nn.Module, analysis: Analysis) -> int:
+    """Overwrite every row and column of the closed units; returns how many."""
+    parameters = dict(model.named_parameters())
+    count = 0
+    for name, gate in gates(model).items():
+        for member in analysis.by_name[name].members:
+            held = member.index >= 0
+            dead = held & ~gate.open[member.index.clamp(min=0)]
+            parameter = parameters[member.parameter]
+            rows = parameter.transpose(0, member.dim)
+            rows[dead] = 3 * torch.randn_like(rows[dead])
+            count += int(dead.sum())
+    return count
+
+
+# Kinds of group that each model has.
+CASES = {
+    "bert": ("mlp", "head", "vo", "qk"),
+    "bert:classifier": ("mlp", "head", "vo", "qk", "residual"),
+    "llama": ("mlp", "head", "vo", "qk", "residual"),
+    "llama:tied": ("mlp", "head", "residual"),
+    "gpt2": ("mlp", "head", "vo", "qk", "residual"),
+    "bloom": ("mlp", "head", "qk", "residual"),
+    "gpt_neox": ("mlp", "head", "vo", "qk", "residual"),
+    "phi3": ("mlp", "head", "vo", "qk", "residual"),
+    "qwen3": ("mlp", "head", "qk"),
+    "gemma2": ("head", "residual"),
+    "t5": ("mlp", "head", "vo", "qk"),
+    "vit": ("mlp", "head", "vo", "qk"),
+    "albert": ("mlp", "head", "vo", "qk", "residual"),
+    "torch-attention": ("mlp", "head", "vo", "qk"),
+    "torch-encoder": ("mlp", "head", "vo", "qk"),
+    "plain-resnet": ("conv",),
+    "plain-mixer": ("mlp",),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name, kinds in CASES.items() for kind in kinds]
+)
+def test_rows_and_columns_of_closed_units_do_not_matter(name: str, kind: str) -> None:
+    found = entry(name)
+    model, inputs = found.build(), found.example_inputs()
+    program = capture(model, inputs)
+    analysis = analyze(program)
+    plain = tensors(model(**program.inputs))
+    insert_gates(model, inputs, GateConfig(kinds=(kind,)))
+    wanted = [g.name for g in analysis.groups if g.kind == kind and not g.reasons]
+    assert list(gates(model)) == wanted
+    for open_, before in zip(tensors(model(**program.inputs)), plain, strict=True):
+        torch.testing.assert_close(open_, before)
+    close_some(model)
+    expected = tensors(model(**program.inputs))
+    assert any(
+        float((x - y).abs().max()) > 1e-3 for x, y in zip(expected, plain, strict=True)
+    )
+    assert scramble(model, analysis) > 0
+    for after, before in zip(tensors(model(**program.inputs)), expected, strict=True):
+        torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6)
+
+
+def test_gates_act_without_gradients_too() -> None:
+    """torch's fused inference kernels of encoder layers must not bypass the hooks."""
+    found = entry("torch-encoder")
+    model, inputs = found.build(), found.example_inputs()
+    assert inputs is not None
+    insert_gates(model, inputs)
+    close_some(model)
+    expected = model(**inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs), expected)
+
+
+def test_gate_costs_are_those_of_the_group() -> None:
+    model = entry("bert").build()
+    analysis = analyze(model)
+    insert_gates(model)
+    for name, gate in gates(model).items():
+        assert torch.equal(gate.params, analysis.by_name[name].parameters)
+        assert torch.equal(gate.macs, analysis.by_name[name].macs)
+
+
+def test_graph_module_computes_what_the_gated_module_does() -> None:
+    model = entry("llama").build()
+    program = capture(model)
+    insert_gates(model)
+    graph_module = insert_gates(program.graph_module).eval()
+    for name, gate in gates(model).items():
+        chosen = torch.randperm(gate.size)[: gate.size // 2]
+        gate.close(chosen)
+        gates(graph_module)[name].close(chosen)
+    expected = tensors(model(**program.inputs))
+    got = tensors(graph_module(**program.inputs))
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_inserting_returns_the_same_object_and_class() -> None:
+    model = entry("bert").build()
+    kind = type(model)
+    assert insert_gates(model) is model
+    assert type(model) is kind
+
+
+def test_inserting_twice_is_an_error() -> None:
+    model = insert_gates(entry("bert").build())
+    with pytest.raises(GateError, match="BertModel has gates already"):
+        insert_gates(model)
+
+
+def test_not_a_module_is_an_error() -> None:
+    with pytest.raises(GateError, match="cannot gate an object of type int"):
+        insert_gates(3)  # type: ignore[type-var]
+
+
+def test_missing_kind_is_an_error_that_says_why() -> None:
+    model = entry("bert").build()
+    before = {id(module) for module in model.modules()}
+    with pytest.raises(GateError) as caught:
+        insert_gates(model, config=GateConfig(kinds=("mlp", "residual")))
+    assert str(caught.value) == (
+        "0 residual groups found that can be gated\n"
+        "  residual, 32 units: it is an output of the model (output in the model)\n"
+        "  Kinds of group that may shrink: head, mlp, qk, vo. Choose them with "
+        "GateConfig(kinds=...); fgcompile.analyze(model) lists all groups."
+    )
+    assert {id(module) for module in model.modules()} == before
+
+
+def test_plain_mlp_has_no_heads_and_says_so() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(GateError, match="0 head groups found"):
+        insert_gates(model, (torch.randn(2, 4),))
+    insert_gates(model, (torch.randn(2, 4),), GateConfig(kinds=("mlp",)))
+    assert {name: gate.size for name, gate in gates(model).items()} == {"mlp": 8}
