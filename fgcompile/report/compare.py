@@ -122,10 +122,22 @@ def _by_module(summary: ModelSummary) -> dict[str, int]:
     return counts
 
 
+def _sizes_differ(before: ModelSummary, after: ModelSummary) -> bool:
+    """Whether an input of both was counted at two different sizes."""
+    sizes = {p.name: s for p, s in zip(before.inputs, before.input_sizes, strict=False)}
+    return any(
+        sizes.get(port.name, size) != size
+        for port, size in zip(after.inputs, after.input_sizes, strict=False)
+    )
+
+
 def _own_notes(
     before: ModelSummary, after: ModelSummary, changed: Sequence[ParameterChange]
 ) -> list[Note]:
     notes = [Note(text) for text in dict.fromkeys([*before.notes, *after.notes])]
+    if before.nodes and after.nodes and _sizes_differ(before, after):
+        shapes = f"{before.stated_shape} before and {after.stated_shape} after"
+        notes.append(Note(f"MACs are counted at {shapes}: they do not compare"))
     if before.nodes and after.nodes and before.dialect != after.dialect:
         kinds = f"{before.dialect} and {after.dialect}"
         notes.append(

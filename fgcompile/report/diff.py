@@ -11,6 +11,7 @@ from fgcompile.report.changes import Verification
 from fgcompile.report.compare import diff_summaries
 from fgcompile.report.graph_diff import GraphDiff
 from fgcompile.report.load import summarize
+from fgcompile.report.summary import ModelSummary
 
 
 def diff(
@@ -41,12 +42,35 @@ def diff(
         FormatError: If a file is missing, damaged or of another kind.
         CaptureError: If a module cannot be traced.
     """
-    summaries = [
-        summarize(source, example_inputs, shapes or {}) for source in (before, after)
-    ]
-    return diff_summaries(
-        summaries[0], summaries[1], verified=verified, title=_title(after)
-    )
+    sources = (before, after)
+    old, new = (summarize(source, example_inputs, shapes or {}) for source in sources)
+    common = _common_shapes(old, new) | dict(shapes or {})
+    if _sizes(old) != _sizes(new):
+        old, new = (summarize(source, example_inputs, common) for source in sources)
+    return diff_summaries(old, new, verified=verified, title=_title(after))
+
+
+def _common_shapes(
+    before: ModelSummary, after: ModelSummary
+) -> dict[str, tuple[int, ...]]:
+    """Sizes at which both can be counted: a dim that one of them fixes is fixed."""
+    types = {port.name: port.type.shape or () for port in before.inputs}
+    sizes = _sizes(before)
+    return {
+        name: tuple(
+            sizes[name][dim]
+            if dim < len(sizes[name]) and isinstance(types[name][dim], int)
+            else size
+            for dim, size in enumerate(shape)
+        )
+        for name, shape in _sizes(after).items()
+        if name in sizes
+    }
+
+
+def _sizes(summary: ModelSummary) -> dict[str, tuple[int, ...]]:
+    ports = zip(summary.inputs, summary.input_sizes, strict=True)
+    return {port.name: size for port, size in ports if size is not None}
 
 
 def _title(source: Any) -> str:

@@ -7,12 +7,9 @@ from typing import Any
 
 import torch
 
+from fgcompile.analysis.cost import BATCH, LENGTH
 from fgcompile.program import Program
 from fgcompile.report.summary import TensorType
-
-# One sample of a common length: what a model costs per request.
-BATCH = 1
-LENGTH = 128
 
 
 def tensor_type(value: Any) -> TensorType:

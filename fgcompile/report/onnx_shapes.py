@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fgcompile.analysis.cost import BATCH, LENGTH
 from fgcompile.report.onnx_tensors import is_external
 
 if TYPE_CHECKING:
     import onnx
 
-# One sample of a common length: what a model costs per request.
-BATCH = 1
-LENGTH = 128
 _TABLE = 4096
 
 Array = np.ndarray[Any, Any]

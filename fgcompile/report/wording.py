@@ -6,17 +6,20 @@ from collections.abc import Sequence
 
 from fgcompile.report.changes import Measure
 
+_EXACT = 10_000
 _STEPS = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
 
 
 def short(count: int | None) -> str:
-    """Four significant digits: 22712832 is "22.71M"."""
+    """Four significant digits, exact below 10,000: 22712832 is "22.71M"."""
     if count is None:
         return "?"
+    if abs(count) < _EXACT:
+        return f"{count:,}"
     for step, suffix in _STEPS:
         if abs(count) >= step:
             return f"{count / step:.4g}{suffix}"
-    return str(count)
+    raise AssertionError(count)  # the smallest step is below _EXACT
 
 
 def in_bytes(count: int | None) -> str:
