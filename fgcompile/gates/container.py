@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fgcompile.errors import GateError
 from fgcompile.gates.config import GateConfig
-from fgcompile.gates.gate import Gate
+from fgcompile.gates.flat import flatten
+from fgcompile.gates.gate import Gate, KeepsDtype
 from fgcompile.gates.objective import (
     BudgetObjective,
     FineGatesObjective,
@@ -68,6 +69,8 @@ class Site(nn.Module):
                 f"got {found}"
             )
         factors = self.factors()
+        if factors.device != x.device:  # a model that is spread over devices
+            factors = factors.to(x.device)
         if x.is_nested:
             # nn.TransformerEncoder packs padded batches so in eval; no product is
             # defined between them and a vector.
@@ -83,7 +86,7 @@ def _expansion(gate: Gate, index: Tensor) -> Tensor | None:
     return torch.where(index < 0, gate.size, index)
 
 
-class GateContainer(nn.Module):
+class GateContainer(KeepsDtype):
     """The gates of one model, in the order of their specs.
 
     Attributes:
@@ -101,6 +104,7 @@ class GateContainer(nn.Module):
             there was a training forward; else it is the user's, and taken as it is.
     """
 
+    objective: Objective
     forwards: Tensor
     penalties: Tensor
     updates: Tensor
@@ -170,19 +174,19 @@ class GateContainer(nn.Module):
 
         Changes nothing if no logit moved since the last call.
         """
-        gates = [gate for gate in self.each() if gate.parametrization.trainable]
-        if not gates:
-            return
-        steps = [gate.logits - gate.seen for gate in gates]
-        largest = torch.stack([step.abs().max() for step in steps]).max()
+        gates = self.each()
+        logits = torch.cat([gate.logits for gate in gates])
+        step = logits - torch.cat([gate.seen for gate in gates])
+        largest = step.abs().max()
         moved = self.awaiting & (largest > 0)
         self.stride.copy_(torch.maximum(self.stride, largest * moved))
-        for gate, step in zip(gates, steps, strict=True):
-            self._advance(gate, step, moved)
+        self._advance(step, moved)
         self.updates += moved
         self.awaiting &= ~moved
-        progress = Progress(self.updates, moved, _unanimity(gates, steps))
-        self.objective.update(self.each(), progress)
+        units = flatten(gates)
+        still = step.abs().masked_fill(units.pruned, math.nan).nanmedian() / largest
+        progress = Progress(self.updates, moved, still)
+        self._scatter("pruned", self.objective.update(units, progress))
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
@@ -192,17 +196,29 @@ class GateContainer(nn.Module):
         """The sparsity term."""
         if self.training:
             self.penalties += 1
-        return self.objective.penalty(self.each(), self.updates)
+        return self.objective.penalty(flatten(self.each()), self.updates)
 
-    def _advance(self, gate: Gate, step: Tensor, moved: Tensor) -> None:
-        bound = gate.parametrization.bound
-        if gate.anchor is None:
-            gate.logits.clamp_(-bound, bound)
+    def _advance(self, step: Tensor, moved: Tensor) -> None:
+        """Moves every gate: as far as the logits did, or at its own pace."""
+        gates = self.each()
+        bound = gates[0].parametrization.bound
+        if self.config.rate is None:
+            if math.isfinite(bound):
+                logits = torch.cat([gate.logits for gate in gates])
+                self._scatter("logits", logits.clamp(-bound, bound))
         else:
-            pace = (self.config.rate or 0.0) * gate.parametrization.span / self.stride
-            gate.anchor += step * torch.where(moved, pace, 1.0)
-            gate.anchor.clamp_(-bound, bound)
-        gate.seen.copy_(gate.logits)
+            anchor = torch.cat(
+                [gate.anchor for gate in gates if gate.anchor is not None]
+            )
+            pace = self.config.rate * gates[0].parametrization.span / self.stride
+            anchor += step * torch.where(moved, pace, 1.0)
+            self._scatter("anchor", anchor.clamp(-bound, bound))
+        self._scatter("seen", torch.cat([gate.logits for gate in gates]))
+
+    def _scatter(self, name: str, values: Tensor) -> None:
+        sizes = [gate.size for gate in self.each()]
+        for gate, part in zip(self.each(), values.split(sizes), strict=True):
+            getattr(gate, name).copy_(part)
 
     def _objective(self) -> Objective:
         config = self.config
@@ -214,12 +230,6 @@ class GateContainer(nn.Module):
                 config.target_sparsity, config.weight, config.begin, config.weighting
             )
         return Objective()
-
-
-def _unanimity(gates: Sequence[Gate], steps: Sequence[Tensor]) -> Tensor:
-    distances = torch.cat([step.abs() for step in steps])
-    pruned = torch.cat([gate.pruned for gate in gates])
-    return distances.masked_fill(pruned, math.nan).nanmedian() / distances.max()
 
 
 def _check_names(specs: Sequence[GateSpec]) -> None:

@@ -12,7 +12,23 @@ from fgcompile.errors import GateError
 from fgcompile.gates.parametrization import Parametrization
 
 
-class Gate(nn.Module):
+class KeepsDtype(nn.Module):
+    """A module that follows the model from device to device, but keeps its dtypes.
+
+    A logit or a multiplier in bfloat16 would not feel a step of the optimizer.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def same_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if moved.dtype == tensor.dtype:
+                return moved
+            return tensor.to(moved.device)
+
+        return super()._apply(same_dtype, recurse)
+
+
+class Gate(KeepsDtype):
     """One factor in [0, 1] per unit of a coupled group.
 
     Attributes:
@@ -133,15 +149,6 @@ class Gate(nn.Module):
         learning = (stretched - stretched.detach()).masked_fill(self.closed.clone(), 0)
         return factors.detach() + learning
 
-    def openness(self) -> Tensor:
-        """Smooth stand-in for "is open", in [0, 1]; 0 for units the user closed."""
-        openness = self.parametrization.openness(self.theta)
-        return openness.masked_fill(self.closed.clone(), 0.0)
-
-    def score(self) -> Tensor:
-        """The eval factor before it is clamped: how far from closing a unit is."""
-        return self.parametrization.stretched(self.theta, None)
-
     def sample_noise(self) -> None:
         """Draws the noise of the next forward."""
         with torch.no_grad():
@@ -169,14 +176,3 @@ class Gate(nn.Module):
                 f"with {self.size} units"
             )
         return units.long()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        # A logit in bfloat16 would not feel a step of the optimizer: gates follow the
-        # model from device to device, but stay float32.
-        def same_dtype(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            if moved.dtype == tensor.dtype:
-                return moved
-            return tensor.to(moved.device)
-
-        return super()._apply(same_dtype, recurse)

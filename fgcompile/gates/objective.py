@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fgcompile.errors import GateError
 from fgcompile.gates.config import Budget
-from fgcompile.gates.gate import Gate
+from fgcompile.gates.flat import Flat
+from fgcompile.gates.gate import KeepsDtype
 from fgcompile.gates.selection import units_to_prune
 
 
@@ -30,15 +30,20 @@ class Progress(NamedTuple):
     unanimity: Tensor
 
 
-class Objective(nn.Module):
+class Objective(KeepsDtype):
     """Base of the objectives; by itself it asks for nothing."""
 
-    def penalty(self, gates: Sequence[Gate], updates: Tensor) -> Tensor:
+    def penalty(self, units: Flat, updates: Tensor) -> Tensor:
         """The sparsity term, a float32 scalar with gradients to every logit."""
-        return sum_of([gate.openness() * 0.0 for gate in gates])
+        return (units.openness() * 0.0).sum()
 
-    def update(self, gates: Sequence[Gate], progress: Progress) -> None:
-        """Takes up what the optimizer did, once before every training forward."""
+    def update(self, units: Flat, progress: Progress) -> Tensor:
+        """Takes up what the optimizer did, once before every training forward.
+
+        Returns:
+            The units to keep closed from now on, bool, shape `[n]`.
+        """
+        return units.pruned
 
 
 class FineGatesObjective(Objective):
@@ -46,7 +51,7 @@ class FineGatesObjective(Objective):
 
     Source: FineGates, the authors' code: a plain L1 distance per gate, averaged over
     the gates, without multiplier or ramp; 0 before step `begin`. `weighting="cost"` is
-    ours: the average weights a group by what its units are worth.
+    ours: the average weights a group by the parameters that its units are worth.
     """
 
     def __init__(
@@ -57,17 +62,14 @@ class FineGatesObjective(Objective):
         self.keep, self.weight = 1 - target_sparsity, weight
         self.begin, self.weighting = begin, weighting
 
-    def penalty(self, gates: Sequence[Gate], updates: Tensor) -> Tensor:
+    def penalty(self, units: Flat, updates: Tensor) -> Tensor:
         """The sparsity term."""
-        shares = [self._share(gate) for gate in gates]
-        distances = [(gate.openness().mean() - self.keep).abs() for gate in gates]
-        terms = [w * d for w, d in zip(shares, distances, strict=True)]
-        average = torch.stack(terms).sum() / torch.stack(shares).sum()
+        counts = units.sums(torch.ones_like(units.params))
+        distances = (units.sums(units.openness()) / counts - self.keep).abs()
+        by_cost = self.weighting == "cost"
+        shares = units.sums(units.params) if by_cost else torch.ones_like(counts)
+        average = (shares * distances).sum() / shares.sum()
         return self.weight * (updates >= self.begin) * average
-
-    def _share(self, gate: Gate) -> Tensor:
-        one = torch.ones((), device=gate.params.device)
-        return gate.params.sum() if self.weighting == "cost" else one
 
 
 class BudgetObjective(Objective):
@@ -122,54 +124,39 @@ class BudgetObjective(Objective):
         self.register_buffer("target", torch.ones(count))
         self.register_buffer("final", torch.zeros((), dtype=torch.bool))
 
-    def penalty(self, gates: Sequence[Gate], updates: Tensor) -> Tensor:
+    def penalty(self, units: Flat, updates: Tensor) -> Tensor:
         """The sparsity term."""
-        gap = self._fraction(gates) - self.target
+        gap = self._fraction(units) - self.target
         return (self.l1.clone() * gap + self.l2.clone() * gap * gap).sum()
 
-    def update(self, gates: Sequence[Gate], progress: Progress) -> None:
-        """Advances target, multipliers and pruned units."""
+    def update(self, units: Flat, progress: Progress) -> Tensor:
+        """Advances target and multipliers; returns the units to keep closed."""
         since = (progress.updates - self.budget.begin) / self.budget.ramp
         goal = torch.tensor(self.goal, device=self.target.device)
         self.target.copy_(1 + (goal - 1) * since.clamp(0, 1))
-        self._ascend(gates, progress, final=since >= 1)
-        self._prune(gates)
+        self._ascend(units, progress, final=since >= 1)
+        selected = torch.where(self.final, units.pruned, self._selection(units))
         self.final.copy_(since >= 1)
+        return selected
 
-    def _ascend(self, gates: Sequence[Gate], progress: Progress, final: Tensor) -> None:
-        gap = self._fraction(gates) - self.target
-        units = sum(gate.size for gate in gates)
-        rate = self.budget.ascent * math.sqrt(units) * progress.moved
+    def _ascend(self, units: Flat, progress: Progress, final: Tensor) -> None:
+        gap = self._fraction(units) - self.target
+        rate = self.budget.ascent * math.sqrt(sum(units.sizes)) * progress.moved
         rising = torch.where(progress.unanimity < UNANIMOUS, gap, gap.clamp(max=0.0))
         self.l1.add_(rate * rising).clamp_(min=0.0).mul_(~final)
         self.l2.add_(rate * rising * rising).mul_(~final)
 
-    def _fraction(self, gates: Sequence[Gate]) -> Tensor:
+    def _fraction(self, units: Flat) -> Tensor:
         """Fraction of each cost in open units, as if nothing were pruned."""
-        parts = []
-        for gate in gates:
-            openness = gate.openness()
-            counted = (gate.score() > 0) & ~gate.closed
-            open_ = counted + (openness - openness.detach())
-            parts.append(self._cost(gate) @ open_)
-        return torch.stack(parts).sum(0) / self._total(gates)
+        openness, costs = units.openness(), units.costs(self.costs)
+        counted = (units.score() > 0) & ~units.closed
+        return costs @ (counted + (openness - openness.detach())) / costs.sum(1)
 
-    def _prune(self, gates: Sequence[Gate]) -> None:
-        score = torch.cat([gate.score() for gate in gates])
-        costs = torch.cat(
-            [self._cost(g).masked_fill(g.closed, 0.0) for g in gates], dim=1
-        )
-        limits = self.target * self._total(gates)
-        pruned = units_to_prune(score, costs.double(), limits.double())
-        sizes = [gate.size for gate in gates]
-        for gate, units in zip(gates, pruned.split(sizes), strict=True):
-            gate.pruned.copy_(torch.where(self.final, gate.pruned, units))
-
-    def _total(self, gates: Sequence[Gate]) -> Tensor:
-        return torch.stack([self._cost(gate).sum(1) for gate in gates]).sum(0)
-
-    def _cost(self, gate: Gate) -> Tensor:
-        return torch.stack([cast(Tensor, getattr(gate, what)) for what in self.costs])
+    def _selection(self, units: Flat) -> Tensor:
+        costs = units.costs(self.costs).double()
+        limits = self.target.double() * costs.sum(1)
+        still = costs.masked_fill(units.closed, 0.0)
+        return units_to_prune(units.score(), still, limits)
 
 
 UNANIMOUS = 0.4
@@ -189,8 +176,3 @@ def _gated_limit(budget: Budget, what: str, total: float, gated: float) -> float
             "  Raise the limit, or gate more kinds of group."
         )
     return (limit * total - fixed) / gated
-
-
-def sum_of(parts: Sequence[Tensor]) -> Tensor:
-    """Sum over all elements of all parts, a scalar."""
-    return torch.stack([part.sum() for part in parts]).sum()

@@ -19,11 +19,17 @@ from fgcompile.errors import GateError
 class Parametrization(Protocol):
     """Maps logits (float32, shape `[size]`) to factors."""
 
-    trainable: bool
-    span: float
-    """Distance between the logits of a fully open and of a closed gate."""
-    bound: float
-    """Largest magnitude that a logit may reach."""
+    @property
+    def trainable(self) -> bool:
+        """Whether training moves the logits."""
+
+    @property
+    def span(self) -> float:
+        """Distance between the logits of a fully open and of a closed gate."""
+
+    @property
+    def bound(self) -> float:
+        """Largest magnitude that a logit may reach."""
 
     def initial(self, size: int, generator: torch.Generator) -> Tensor:
         """Logits at the start of training."""

@@ -140,7 +140,7 @@ def test_shared_weight_is_refused() -> None:
 
 
 def test_running_statistics_do_not_move() -> None:
-    model = nn.Sequential(nn.BatchNorm2d(6)).train()
+    model: Any = nn.Sequential(nn.BatchNorm2d(6)).train()
     gated = site("0", torch.arange(6), where="output", dim=-3)
     attach(model, [spec("g", "conv", [gated])])
     remove_gates(model, fold=True)
