@@ -15,7 +15,7 @@ from torch.fx import Node
 from fgcompile.analysis.facts import Constants, find_constants, product_is_zero
 from fgcompile.analysis.flow import trace_planes
 from fgcompile.analysis.steps import Align, Flow
-from fgcompile.passes.shrinkage import fake_mode
+from fgcompile.passes.shrinkage import call
 from fgcompile.passes.weights import weight_use
 from fgcompile.program import Program
 from fgcompile.rules.registry import arguments
@@ -97,16 +97,9 @@ def _constant(
     else:
         if node.target._schema.name.startswith("aten::conv"):  # type: ignore[union-attr]
             shape = [-1] + [1] * (value.dim() - 2)
-            bias = _called(program, aten.view.default, bias, shape)
+            bias = call(program, aten.view.default, bias, shape)
         result = graph.call_function(aten.expand.default, (bias, sizes))
     result.meta.update(node.meta)
-    return result
-
-
-def _called(program: Program, target: Any, node: Node, *args: Any) -> Node:
-    result = program.graph.call_function(target, (node, *args))
-    with fake_mode(program):
-        result.meta["val"] = target(node.meta["val"], *args)
     return result
 
 

@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from fgcompile.analysis.steps import Align, Array
 from fgcompile.analysis.survivors import required
-from fgcompile.passes.shrinkage import Shrinkage, new_buffer
+from fgcompile.passes.shrinkage import Shrinkage, call, new_buffer
 from fgcompile.rules.pattern import Dim
 from fgcompile.rules.shapes import hidden_shape, tensor_of
 
@@ -126,37 +126,34 @@ def _insert(
     tensor = tensor_of(operand)
     assert tensor is not None
     buffer = new_buffer(program, "index", torch.from_numpy(index.reshape(-1).copy()))
-    graph = program.graph
     if len(index) == 1:
         return _select(shrinkage, operand, dim, buffer)
     # A different set for each outer unit (head): the operand is uniform over those
     # units, so all sets are gathered side by side and then split off as a dim.
     outer = _outer_dim(step, position, dim, tensor.dim())
     wide = _select(shrinkage, operand, dim, buffer)
-    split = graph.call_function(
-        aten.unflatten.int, (wide, dim, [len(index), index.shape[1]])
-    )
+    split = call(program, aten.unflatten.int, wide, dim, [len(index), index.shape[1]])
     if outer < 0:
-        moved = graph.call_function(aten.movedim.int, (split, dim, 0))
+        moved = call(program, aten.movedim.int, split, dim, 0)
         missing = tensor.dim() - dim - 1
         for _ in range(-outer - 1 - missing - 1):
-            moved = graph.call_function(aten.unsqueeze.default, (moved, 1))
+            moved = call(program, aten.unsqueeze.default, moved, 1)
         return moved
-    moved = graph.call_function(aten.movedim.int, (split, dim, outer))
-    return graph.call_function(aten.squeeze.dims, (moved, [outer + 1]))
+    moved = call(program, aten.movedim.int, split, dim, outer)
+    return call(program, aten.squeeze.dims, moved, [outer + 1])
 
 
 def _select(shrinkage: Shrinkage, operand: Node, dim: int, buffer: Node) -> Node:
     """index_select; on a dim that holds the batch too, on its static part."""
-    graph = shrinkage.program.graph
+    program = shrinkage.program
     tensor = tensor_of(operand)
     assert tensor is not None
     if isinstance(tensor.shape[dim], int):
-        return graph.call_function(aten.index_select.default, (operand, dim, buffer))
+        return call(program, aten.index_select.default, operand, dim, buffer)
     size = hidden_shape(tensor)[dim]
-    split = graph.call_function(aten.unflatten.int, (operand, dim, [-1, size]))
-    taken = graph.call_function(aten.index_select.default, (split, dim + 1, buffer))
-    return graph.call_function(aten.flatten.using_ints, (taken, dim, dim + 1))
+    split = call(program, aten.unflatten.int, operand, dim, [-1, size])
+    taken = call(program, aten.index_select.default, split, dim + 1, buffer)
+    return call(program, aten.flatten.using_ints, taken, dim, dim + 1)
 
 
 def _outer_dim(step: Align, position: int, dim: int, rank: int) -> int:

@@ -94,6 +94,9 @@ def _slice(shrinkage: Shrinkage, node: Node) -> None:
     if found is None:
         return
     dim, row = found
+    if not row:
+        node.args, node.kwargs = (node.args[0], dim, 0, 0), {}
+        return
     start, step = row[0], (row[1] - row[0] if len(row) > 1 else 1)
     if step > 0 and row == list(range(start, row[-1] + 1, step)):
         node.target = aten.slice.Tensor

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import Node
 
+from fgcompile.analysis.facts import Constants
 from fgcompile.analysis.steps import Align, Array, Flow, Link, Move, Step, Value
 from fgcompile.analysis.survivors import Survivors
 from fgcompile.program import Program
@@ -27,11 +29,13 @@ class Shrinkage:
         program: The copy that is rewritten; its nodes have the old names.
         flow: Steps and values of the program as it was.
         survivors: What stays.
+        constants: Units that hold a known value.
     """
 
     program: Program
     flow: Flow
     survivors: Survivors
+    constants: Constants
     steps: dict[str, list[Step]] = field(default_factory=dict)
     values: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
 
@@ -98,6 +102,8 @@ class Shrinkage:
 
 
 def _first_row(origin: Array, rank: int, dim: int) -> list[int]:
+    if not origin.size:
+        return []
     if origin.ndim != rank:
         return [int(origin.reshape(-1)[0])]
     first: list[Any] = [0] * rank
@@ -138,9 +144,13 @@ def scaled(program: Program, size: Node, old: int, new: int) -> Node:
 
     `old` divides `size` exactly, because it is its constant factor.
     """
-    graph = program.graph
-    units = graph.call_function(operator.floordiv, (size, old))
-    units.meta["val"] = size.meta["val"] // old
-    result = graph.call_function(operator.mul, (units, new))
-    result.meta["val"] = units.meta["val"] * new
-    return result
+    return call(program, operator.mul, call(program, operator.floordiv, size, old), new)
+
+
+def call(program: Program, target: Any, *args: Any) -> Node:
+    """A node, placed where the caller's insertion point is, that knows its value."""
+    node = program.graph.call_function(target, args)
+    values: Any = torch.fx.map_arg(args, lambda n: n.meta["val"])
+    with fake_mode(program), enable_python_dispatcher():
+        node.meta["val"] = target(*values)
+    return node

@@ -11,6 +11,7 @@ Rules:
 (4) A contraction is zero where for every contracted index some operand is zero;
     addends are added to that.
 (5) A normalisation is its shift where its scale is zero.
+(6) What is joined is constant where all its parts agree.
 """
 
 from __future__ import annotations
@@ -269,6 +270,38 @@ def _addend(
     return result.collect(np.broadcast_to(array, result.full), shape)
 
 
+def _join(flow: Flow, step: Align, constants: Constants) -> None:
+    """Rule (6)."""
+    for result in step.results:
+        plane = constants.planes[result.value][result.plane]
+        parts = [
+            _part(step, constants, position, result, plane.shape)
+            for position, source in enumerate(step.sources)
+            if source is not None
+        ]
+        same = np.all([part == parts[0] for part in parts], axis=0)
+        plane[same] = parts[0][same]
+
+
+def _part(
+    step: Align,
+    constants: Constants,
+    position: int,
+    result: Slot,
+    shape: tuple[int, ...],
+) -> Array:
+    value = step.operands[position]
+    slots = [
+        s
+        for s in step.slots
+        if s.operand == position and s.axes and set(s.axes) <= set(result.axes)
+    ]
+    if not slots:
+        fill = 0.0 if value is not None and constants.zero[value] else np.nan
+        return np.full(shape, fill)
+    return _addend(constants, slots, result, shape)
+
+
 def _lookup(flow: Flow, step: Align, constants: Constants) -> None:
     for slot in step.slots:
         if slot.operand == 0:
@@ -342,6 +375,7 @@ def components(step: Align) -> list[tuple[int, ...]]:
 _ALIGN = {
     "pointwise": _pointwise,
     "contraction": _contraction,
+    "join": _join,
     "lookup": _lookup,
     "mixing": _mixing,
     "reduction": _reduction,

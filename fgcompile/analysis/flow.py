@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from fgcompile.analysis.alignment import align
 from fgcompile.analysis.joining import concatenate
-from fgcompile.analysis.steps import Flow, Link, Move, Pin, Reason, Value
+from fgcompile.analysis.steps import Array, Flow, Link, Move, Pin, Reason, Value
 from fgcompile.program import Program
 from fgcompile.rules.movement import CannotMove, is_movement, move
 from fgcompile.rules.pattern import PatternError
@@ -125,7 +125,7 @@ def _movement(flow: Flow, node: Node) -> None:
     moved = []
     for plane in value.planes:
         positions = torch.arange(plane.size).reshape(plane.shape)
-        moved.append([m.numpy() for m in move(node, positions)])
+        moved.append([_never_empty(m.numpy()) for m in move(node, positions)])
     shapes = _output_shapes(node)
     links, outputs = [], []
     for k, shape in enumerate(shapes):
@@ -138,6 +138,11 @@ def _movement(flow: Flow, node: Node) -> None:
         flow.values.append(Value(node, shape, planes, value.table, k))
     flow.of[node] = tuple(outputs)
     flow.steps.append(Move(node, (index,), tuple(outputs), links))
+
+
+def _never_empty(index: Array) -> Array:
+    """An empty value (a slice of nothing) holds no units."""
+    return index if index.size else np.full((1,) * index.ndim, -1)
 
 
 def _output_shapes(node: Node) -> list[tuple[int, ...]]:

@@ -46,8 +46,7 @@ def _positions_rule(nodes: tuple[Node, ...], rank: int, dim: int) -> DimRule:
     """Joined along positions: the other dims are aligned."""
     names = " ".join("_" if k == dim else f"n{k}" for k in range(rank))
     pattern = ", ".join([names] * len(nodes)) + f" -> {names}"
-    zeros = tuple(range(len(nodes))) if len(nodes) == 1 else ()
-    return DimRule(pattern, kind="pointwise", operands=nodes, annihilators=zeros)
+    return DimRule(pattern, kind="join", operands=nodes)
 
 
 def _stack_rule(flow: Flow, node: Node, nodes: tuple[Node, ...], dim: int) -> None:
@@ -57,9 +56,8 @@ def _stack_rule(flow: Flow, node: Node, nodes: tuple[Node, ...], dim: int) -> No
     target = " ".join([*names[:dim], "_", *names[dim:]])
     rule = DimRule(
         f"{' '.join(names)} -> {target}",
-        kind="pointwise",
+        kind="join",
         operands=nodes,
-        annihilators=(0,),
     )
     align(flow, node, (rule,))
 

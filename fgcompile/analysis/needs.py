@@ -1,7 +1,8 @@
 """Needs backward: which units some reader can see.
 
 Rules:
-(1) Outputs and unknown operators see everything.
+(1) Unknown operators see everything; outputs everything but constants, which the
+    lowering can put back.
 (2) An element sees what it is made of, except
 (3) what a zero hides: the other factors of a product, in a contraction index by
     index;
@@ -35,7 +36,7 @@ def propagate_needs(flow: Flow, constants: Constants) -> Needs:
     )
     for step in reversed(flow.steps):
         if isinstance(step, Pin):
-            _pin(step, needs)
+            _pin(step, constants, needs)
         elif isinstance(step, Move):
             _move(step, needs)
         else:
@@ -43,12 +44,15 @@ def propagate_needs(flow: Flow, constants: Constants) -> Needs:
     return needs
 
 
-def _pin(step: Pin, needs: Needs) -> None:
+def _pin(step: Pin, constants: Constants, needs: Needs) -> None:
     """Rule (1)."""
     for v in step.operands:
-        needs.values[v] = True
-        for plane in needs.planes[v]:
-            plane[...] = True
+        _see(needs, v)
+        for plane, known in zip(needs.planes[v], constants.planes[v], strict=True):
+            if step.node.op == "output" and sum(n > 1 for n in plane.shape) == 1:
+                plane |= np.isnan(known)
+            else:
+                plane[...] = True
 
 
 def _move(step: Move, needs: Needs) -> None:
@@ -61,7 +65,16 @@ def _move(step: Move, needs: Needs) -> None:
             source = needs.planes[link.source][link.source_plane]
             source.reshape(-1)[link.index[seen]] = True
     for v in step.operands:
-        needs.values[v] |= all(p.any() for p in needs.planes[v])
+        if all(p.any() for p in needs.planes[v] if p.size > 1):
+            _see(needs, v)
+
+
+def _see(needs: Needs, value: int) -> None:
+    """The value is seen; so is the only unit of a plane that has just one."""
+    needs.values[value] = True
+    for plane in needs.planes[value]:
+        if plane.size == 1:
+            plane[...] = True
 
 
 def _align(step: Align, constants: Constants, needs: Needs) -> None:
@@ -88,7 +101,7 @@ def _align(step: Align, constants: Constants, needs: Needs) -> None:
             or _whole_hidden(step, constants, position)
         ):
             continue
-        needs.values[value] = True
+        _see(needs, value)
         for slot, seen in found.get(position, []):
             plane = needs.planes[slot.value][slot.plane]
             plane |= slot.collect(_whole_pinned(step, slot, seen), plane.shape)
@@ -167,19 +180,10 @@ def _project(seen: Array, slot: Slot) -> Array:
 
 def _whole_pinned(step: Align, slot: Slot, seen: Array) -> Array:
     """Rule (5), and statistics: what sees one index of such a factor sees all."""
-    whole = tuple(
-        a
-        for a in slot.axes
-        if step.factors[a] in step.rule.pinned
-        and step.factors[a] in _factors_of(step, slot.operand)
-    )
+    whole = tuple(a for a in slot.axes if a in step.pinned)
     if whole:
         seen = np.broadcast_to(seen.any(axis=whole, keepdims=True), slot.full)
     return seen
-
-
-def _factors_of(step: Align, operand: int) -> set[str]:
-    return {f for dim in step.dims[operand] for f in dim}
 
 
 def _unslotted(step: Align, needs: Needs, position: int, value: int) -> None:

@@ -99,6 +99,7 @@ class Align:
         slots: Planes of the operands.
         results: Planes of the outputs.
         contracted: Factors that only operands have.
+        pinned: Factors that stay whole, with the reason.
     """
 
     node: Node
@@ -112,6 +113,7 @@ class Align:
     slots: list[Slot] = field(default_factory=list)
     results: list[Slot] = field(default_factory=list)
     contracted: tuple[int, ...] = ()
+    pinned: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

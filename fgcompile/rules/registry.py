@@ -22,7 +22,13 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import Node
 
 Kind = Literal[
-    "pointwise", "contraction", "lookup", "mixing", "normalization", "reduction"
+    "pointwise",
+    "contraction",
+    "join",
+    "lookup",
+    "mixing",
+    "normalization",
+    "reduction",
 ]
 Operand = Node | str | None
 
@@ -36,6 +42,7 @@ class DimRule:
         kind: How values combine, which decides how zeros travel:
             `pointwise` each output element from the operands' elements beside it;
             `contraction` sum over the left-only factors of the product of operands;
+            `join` each output element from one operand or another, beside it;
             `lookup` rows of the first operand, picked by the values of others;
             `mixing` each output element from whole rows along the pinned factors;
             `normalization` statistics over `statistics`, then scale and shift;
