@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fgcompile.analysis.cost import BATCH, LENGTH
-from fgcompile.report.onnx_tensors import is_external
+from fgcompile.report.onnx_tensors import inline_values, is_external
 
 if TYPE_CHECKING:
     import onnx
@@ -88,7 +88,7 @@ class _Walk:
         )
         small = np.prod(tensor.dims, dtype=np.int64) <= _TABLE
         if small and not is_external(tensor) and tensor.data_type in _integers():
-            self._tables[name] = onnx.numpy_helper.to_array(tensor)
+            self._tables[name] = inline_values(tensor)
 
     def _measure(self, node: onnx.NodeProto) -> bool:
         """A Shape or Size node whose operand's shape is known."""
@@ -223,7 +223,7 @@ def _refusals() -> tuple[type[Exception], ...]:
     """What inference raises for an unknown operator, or sizes that do not fit."""
     import onnx
 
-    refused: list[type[Exception]] = [RuntimeError, ValueError]
+    refused: list[type[Exception]] = [RuntimeError, ValueError, KeyError]
     refused += [onnx.defs.SchemaError, onnx.shape_inference.InferenceError]
     return tuple(refused)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -61,20 +62,41 @@ def stored_tensor(tensor: onnx.TensorProto, folder: Path | None) -> Parameter:
     Raises:
         FormatError: If external data is missing, too short, or outside `folder`.
     """
-    import onnx
-
     shape = tuple(tensor.dims)
-    bits = _bits(tensor.data_type)
-    size_bytes = -(-int(np.prod(shape, dtype=np.int64)) * bits // 8)
+    if any(size < 0 for size in shape):
+        raise _damaged(tensor)
+    size_bytes = -(-math.prod(shape) * _bits(tensor.data_type) // 8)
     read: Callable[[], Array] | None
     if is_external(tensor) and folder is NO_DATA:
         read = None
     elif is_external(tensor):
         read = partial(_map, *_locate(tensor, folder, size_bytes), tensor)
     else:
-        read = partial(onnx.numpy_helper.to_array, tensor)
+        read = partial(inline_values, tensor)
     name = dtype_name(tensor.data_type)
     return Parameter(tensor.name, shape, name, size_bytes, read)
+
+
+def inline_values(tensor: onnx.TensorProto) -> Array:
+    """The values that the file itself holds.
+
+    Raises:
+        FormatError: If they are not as many as the shape says.
+    """
+    import onnx
+
+    try:
+        return np.asarray(onnx.numpy_helper.to_array(tensor))
+    except (ValueError, TypeError, KeyError, UnicodeDecodeError) as error:
+        raise _damaged(tensor) from error
+
+
+def _damaged(tensor: onnx.TensorProto) -> FormatError:
+    return FormatError(
+        f"tensor {tensor.name} holds other data than its shape says\n"
+        f"  shape {list(tensor.dims)}, dtype {dtype_name(tensor.data_type)}\n"
+        "  Fetch or export the file again: it is damaged."
+    )
 
 
 def _bits(element_type: int) -> int:
@@ -141,7 +163,7 @@ def _map(file: Path, offset: int, tensor: onnx.TensorProto) -> Array:
 
     shape = tuple(tensor.dims)
     if _bits(tensor.data_type) < 8:
-        count = -(-int(np.prod(shape)) * _bits(tensor.data_type) // 8)
+        count = -(-math.prod(shape) * _bits(tensor.data_type) // 8)
         return np.memmap(file, np.uint8, "r", offset, (count,))
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     if 0 in shape:
