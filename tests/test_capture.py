@@ -347,6 +347,24 @@ def test_sizes_that_the_model_fixes_fall_back_one_by_one(
     assert_same(program, Fixed(), {"x": torch.randn(5, 7, 4)})
 
 
+def test_a_position_table_of_one_length_fixes_the_sequence() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Conv1d(4, 4, 3, stride=3)
+            self.table = nn.Parameter(torch.randn(5, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.patches(x.transpose(1, 2)).transpose(1, 2) + self.table
+
+    model = Positions()
+    program = capture(model, (torch.randn(2, 16, 4),))
+    batch, length, _ = program.placeholders[0].meta["val"].shape
+    assert isinstance(batch, torch.SymInt)
+    assert length == 16
+    assert_same(program, model, other_inputs(program, batch=5, length=7))
+
+
 def test_other_inputs_change_what_may_change_and_keep_the_rest() -> None:
     program = capture(entry("bart").build())
     inputs = other_inputs(program, batch=4, length=9, padded=True)

@@ -47,6 +47,11 @@ def export_failure(
     )
 
 
+def is_hopeless(model: nn.Module, inputs: dict[str, Any], error: Exception) -> bool:
+    """Whether fewer symbolic sizes would not help either."""
+    return _depends_on_values(error) or _eager_failure(model, inputs) is not None
+
+
 def _depends_on_values(error: BaseException | None) -> bool:
     while error is not None:
         name = type(error).__name__

@@ -50,12 +50,21 @@ def default_inputs(
     fixed = {name: maker.make(name, next(maker.shapes[name]())) for name in names}
     if all(name in _TOKENS for name in names):
         return fixed
+    reason = ""
     for inputs in _combinations(maker, names):
-        if _fits(model, inputs):
+        failure = _failure(model, inputs)
+        if failure is None:
             return inputs
-    raise _unknown(model, [name for name in names if name not in _TOKENS])
+        reason = reason or failure
+    raise _unknown(model, [name for name in names if name not in _TOKENS], reason)
 
 
+_FEATURE_SIZES = (
+    "num_mel_bins",
+    "input_feat_per_channel",
+    "feature_size",
+    "feature_projection_input_dim",
+)
 _TOKENS = ("input_ids", "attention_mask", "decoder_input_ids")
 
 
@@ -160,7 +169,7 @@ class _Maker:
                 yield self.batch, frames, channels, height, width
 
     def _spectrograms(self) -> Iterator[Shape]:
-        bins = self.fact("num_mel_bins", "input_feat_per_channel", "feature_size") or 80
+        bins = self.fact(*_FEATURE_SIZES) or 80
         frames = self.fact("max_source_positions", "max_length") or 64
         for count in (2 * frames, frames, 4 * frames):
             yield self.batch, bins, count
@@ -189,18 +198,21 @@ def _combinations(maker: _Maker, names: list[str]) -> Iterator[dict[str, Tensor]
             yield {other: maker.make(other, shapes[other]) for other in names}
 
 
-def _fits(model: nn.Module, inputs: dict[str, Tensor]) -> bool:
+def _failure(model: nn.Module, inputs: dict[str, Tensor]) -> str | None:
+    """Why the model cannot run on the inputs, or None if it can."""
     with tracing_state(model), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = {name: mode.from_tensor(value) for name, value in inputs.items()}
         try:
             model(**fake)
-        except Exception:
-            return False
-    return True
+        except Exception as error:
+            shapes = [f"{name}{list(value.shape)}" for name, value in inputs.items()]
+            reason = str(error).strip().partition("\n")[0]
+            return f"  {type(error).__name__}: {reason}\n  with {', '.join(shapes)}\n"
+    return None
 
 
-def _unknown(model: nn.Module, names: list[str]) -> CaptureError:
+def _unknown(model: nn.Module, names: list[str], reason: str = "") -> CaptureError:
     return CaptureError(
-        f"cannot make up inputs {names} for {type(model).__name__}\n"
+        f"cannot make up inputs {names} for {type(model).__name__}\n{reason}"
         "  Pass example_inputs, as a dict of what its forward takes."
     )

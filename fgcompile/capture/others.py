@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from fgcompile.program import Program
@@ -33,16 +32,29 @@ def other_inputs(
             alternately at its end and at its beginning.
         seed: Same seed, same inputs.
     """
+    values = [node.meta.get("val") for node in program.placeholders]
+    return resized(program.inputs, values, batch, length, padded, seed)
+
+
+def resized(
+    inputs: dict[str, Any],
+    values: list[Any],
+    batch: int,
+    length: int,
+    padded: bool = False,
+    seed: int = 1,
+) -> dict[str, Any]:
+    """Like `other_inputs`, for inputs of which `values` were traced."""
     generator = torch.Generator().manual_seed(seed)
     sizes = _Sizes(batch, length)
-    leaves, spec = pytree.tree_flatten(list(program.inputs.values()))
-    fresh = []
-    for node, leaf in zip(program.placeholders, leaves, strict=True):
-        if not isinstance(leaf, Tensor):
-            fresh.append(leaf)
-            continue
-        fresh.append(_like(leaf, sizes.shape(node, leaf), generator, padded))
-    return dict(zip(program.inputs, pytree.tree_unflatten(fresh, spec), strict=True))
+    leaves, spec = pytree.tree_flatten(list(inputs.values()))
+    fresh = [
+        _like(leaf, sizes.shape(value, leaf), generator, padded)
+        if isinstance(leaf, Tensor)
+        else leaf
+        for value, leaf in zip(values, leaves, strict=True)
+    ]
+    return dict(zip(inputs, pytree.tree_unflatten(fresh, spec), strict=True))
 
 
 class _Sizes:
@@ -53,8 +65,7 @@ class _Sizes:
         self.by_symbol: dict[Any, int] = {}
         self.by_hint: dict[tuple[str, int], int] = {}
 
-    def shape(self, node: Node, leaf: Tensor) -> list[int]:
-        value = node.meta.get("val")
+    def shape(self, value: Any, leaf: Tensor) -> list[int]:
         if not isinstance(value, Tensor):
             return list(leaf.shape)
         return [

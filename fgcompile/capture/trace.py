@@ -7,7 +7,6 @@ and never read: a model on the meta device is captured as well.
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
@@ -17,12 +16,11 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from fgcompile.capture.binding import bind_inputs
-from fgcompile.capture.diagnosis import export_failure
 from fgcompile.capture.evaluation import evaluate, remove_unread_updates
+from fgcompile.capture.export import export
 from fgcompile.capture.functional import functionalize
 from fgcompile.capture.names import output_names
-from fgcompile.capture.shapes import distinct_plans, grow_batch
-from fgcompile.capture.state import silence, tracing_state
+from fgcompile.capture.state import silence
 from fgcompile.capture.subgraphs import inline_subgraphs
 from fgcompile.capture.tidy import (
     is_guard,
@@ -34,8 +32,6 @@ from fgcompile.capture.tidy import (
 from fgcompile.capture.tied import merge_tied_tensors
 from fgcompile.errors import CaptureError
 from fgcompile.program import Program
-
-logger = logging.getLogger(__name__)
 
 
 def capture(
@@ -67,7 +63,7 @@ def capture(
             return wrapped
         example_inputs = inputs
     inputs = bind_inputs(model, example_inputs)
-    exported, inputs = _export(model, inputs)
+    exported, inputs = export(model, inputs)
     graph_module = _graph_module(exported)
     if not _flatten(graph_module):
         # Writes through views are beyond a local rewrite: torch's functionalization.
@@ -123,36 +119,6 @@ def _example(value: Any) -> Any:
     if value.is_floating_point():
         return torch.randn(sizes, dtype=value.dtype, device=value.device)
     return torch.ones(sizes, dtype=value.dtype, device=value.device)
-
-
-def _export(
-    model: nn.Module, inputs: dict[str, Any]
-) -> tuple[ExportedProgram, dict[str, Any]]:
-    """Export with as many symbolic sizes as the model allows."""
-    failures: list[tuple[str, Exception]] = []
-    grown = grow_batch(inputs)
-    candidates = [grown] if grown is inputs else [grown, inputs]
-    for candidate in candidates:
-        for label, shapes in distinct_plans(candidate):
-            try:
-                exported = _export_once(model, candidate, shapes)
-            except Exception as error:
-                failures.append((label, error))
-                continue
-            for failed, refusal in failures:
-                reason = str(refusal).strip().partition("\n")[0]
-                logger.info("symbolic %s sizes were refused: %s", failed, reason)
-            return exported, candidate
-    raise export_failure(model, inputs, failures[-1][1]) from failures[-1][1]
-
-
-def _export_once(
-    model: nn.Module, inputs: dict[str, Any], shapes: dict[str, Any]
-) -> ExportedProgram:
-    with tracing_state(model):
-        return torch.export.export(
-            model, (), inputs, dynamic_shapes=shapes, strict=False
-        )
 
 
 def _flatten(graph_module: GraphModule) -> bool:

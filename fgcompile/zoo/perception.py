@@ -58,7 +58,8 @@ add("whisper", "WhisperForConditionalGeneration", WHISPER)
 
 add("siglip", "SiglipModel", TOWERS, unseen=True)
 add("deit", "DeiTModel", VISION, unseen=True)
-add("convnext", "ConvNextForImageClassification", STAGES, unseen=True, num_labels=3)
+CONVNEXT = {**STAGES, "image_size": 32, "num_labels": 3}
+add("convnext", "ConvNextForImageClassification", CONVNEXT, unseen=True)
 add("resnet", "ResNetForImageClassification", STAGES, unseen=True, embedding_size=16)
 add("swin", "SwinModel", SWIN, unseen=True)
 add("segformer", "SegformerForSemanticSegmentation", SEGFORMER, unseen=True)
