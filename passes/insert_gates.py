@@ -60,10 +60,13 @@ def insert_gate_nodes(
     graph_module.graph.lint()
     graph_module.recompile()
     graph_module._register_deepcopy_hook(_CopyHooks())
+    for mode in ("train", "eval"):
+        # torch.export blocks both, as its dropout cannot switch; gates can.
+        vars(graph_module).pop(mode, None)
     return graph_module
 
 
-class _CopyHooks:
+class _CopyHooks(GateHook):
     """Hooks of the root are lost when a GraphModule is copied; this renews them."""
 
     def __call__(self, copied: GraphModule) -> None:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from fgcompile.gates.attach import (
-    attach,
+from fgcompile.gates.access import (
     container_of,
     find_container,
     gate_parameters,
     gates,
-    make_container,
     param_groups,
     penalty,
-    remove_gates,
 )
+from fgcompile.gates.attach import attach, make_container
 from fgcompile.gates.config import Budget, GateConfig
 from fgcompile.gates.container import GateContainer
 from fgcompile.gates.gate import Gate
 from fgcompile.gates.op import gate as gate_op
+from fgcompile.gates.remove import remove_gates
 from fgcompile.gates.spec import GateSite, GateSpec
 from fgcompile.gates.status import status
 from fgcompile.gates.storage import load_gates, save_gates

@@ -1,18 +1,17 @@
-"""Putting gates on a model, finding them, and taking them off again."""
+"""Putting gates on a model: the container, and hooks where the specs say."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from fgcompile.errors import GateError
+from fgcompile.gates.access import container_of, find_container
 from fgcompile.gates.config import GateConfig
 from fgcompile.gates.container import ATTRIBUTE, GateContainer, Site
-from fgcompile.gates.fold import fold_gates
-from fgcompile.gates.gate import Gate
 from fgcompile.gates.hooks import (
     BeginHook,
     GateHook,
@@ -23,6 +22,8 @@ from fgcompile.gates.hooks import (
     PenaltyHook,
 )
 from fgcompile.gates.spec import GateSite, GateSpec
+
+__all__ = ["adopt", "attach", "container_of", "find_container", "make_container"]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -90,110 +91,6 @@ def adopt(model: nn.Module, container: GateContainer) -> None:
     _register(model, PenaltyHook(container, model))
 
 
-def find_container(model: nn.Module) -> GateContainer | None:
-    """The gates in `model` or in what it wraps; None if there are none."""
-    return next((m for m in model.modules() if isinstance(m, GateContainer)), None)
-
-
-def container_of(model: nn.Module) -> GateContainer:
-    """The gates in `model` or in what it wraps.
-
-    Raises:
-        GateError: If there are none.
-    """
-    container = find_container(model)
-    if container is None:
-        raise GateError(
-            f"{type(model).__name__} has no gates\n"
-            "  Insert them with fgcompile.insert_gates(model)."
-        )
-    return container
-
-
-def gates(model: nn.Module) -> dict[str, Gate]:
-    """The gates of `model` by name, in the order of their specs.
-
-    Raises:
-        GateError: If there are none.
-    """
-    container = container_of(model)
-    container.settle()
-    return {gate.name: gate for gate in container.each()}
-
-
-def penalty(model: nn.Module) -> Tensor:
-    """The sparsity term, a float32 scalar with gradients to every gate.
-
-    For loops whose model returns no loss; where it does, the term is in it already.
-
-    Raises:
-        GateError: If `model` has no gates.
-    """
-    return container_of(model).penalty()
-
-
-def gate_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The trainable parameters of the gates.
-
-    Raises:
-        GateError: If `model` has no gates.
-    """
-    return [p for p in container_of(model).parameters() if p.requires_grad]
-
-
-def param_groups(
-    model: nn.Module,
-    lr: float,
-    weight_decay: float = 0.0,
-    gate_lr: float | None = None,
-) -> list[dict[str, Any]]:
-    """Two groups for any optimizer: the weights, and the gates without weight decay.
-
-    Args:
-        model: A gated model.
-        lr: Learning rate of the weights.
-        weight_decay: Of the weights.
-        gate_lr: Learning rate of the gates; None is that of their config, or `lr`.
-
-    Raises:
-        GateError: If `model` has no gates.
-    """
-    own = gate_parameters(model)
-    known = {id(parameter) for parameter in own}
-    weights = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
-    gate_lr = gate_lr or container_of(model).config.lr or lr
-    return [
-        {"params": weights, "lr": lr, "weight_decay": weight_decay},
-        {"params": own, "lr": gate_lr, "weight_decay": 0.0},
-    ]
-
-
-def remove_gates(model: ModuleT, fold: bool = False) -> ModuleT:
-    """Takes every trace of the gates off `model`, in place.
-
-    Args:
-        model: A gated model.
-        fold: Whether to multiply the eval factors into the weights first, so that
-            the plain model computes what the gated one does in eval.
-
-    Returns:
-        The same object.
-
-    Raises:
-        GateError: If there are no gates, or a factor cannot be folded exactly. The
-            model is unchanged then.
-    """
-    container = container_of(model)
-    container.settle()
-    if fold:
-        fold_gates(model, container)
-    for module in model.modules():
-        _unregister(module)
-        for name in [n for n, m in module._modules.items() if m is container]:
-            del module._modules[name]
-    return model
-
-
 def _site_hooks(
     model: nn.Module, container: GateContainer
 ) -> Iterable[tuple[nn.Module, GateHook]]:
@@ -246,21 +143,3 @@ def _register(module: nn.Module, hook: GateHook) -> None:
     elif isinstance(hook, ParameterHook):
         module.register_forward_pre_hook(hook)
         module.register_forward_hook(ParameterResetHook(hook), always_call=True)
-
-
-def _unregister(module: nn.Module) -> None:
-    own = {
-        key
-        for hooks in (module._forward_pre_hooks, module._forward_hooks)
-        for key, hook in hooks.items()
-        if isinstance(hook, GateHook)
-    }
-    for kept in (
-        module._forward_pre_hooks,
-        module._forward_pre_hooks_with_kwargs,
-        module._forward_hooks,
-        module._forward_hooks_with_kwargs,
-        module._forward_hooks_always_called,
-    ):
-        for key in own & kept.keys():
-            del kept[key]

@@ -97,7 +97,8 @@ class GateConfig:
         budget: What may stay; without one, `objective` is `finegates`.
         objective: `budget`, `finegates` or `none`; None chooses by `budget`.
         target_sparsity: Of the `finegates` objective; not the fraction of zeros.
-        weight: Factor of the `finegates` objective (lambda).
+        weight: Factor of the `finegates` objective (lambda); the papers use 50 with
+            gates that move slower.
         begin: Optimizer steps before the `finegates` objective starts.
         weighting: Of the groups in that objective: by what they cost, or all equal.
         init_mean: Mean of the logits at the start; None is the edge of the clamp for
@@ -116,7 +117,7 @@ class GateConfig:
     budget: Budget | None = None
     objective: Literal["budget", "finegates", "none"] | None = None
     target_sparsity: float = 0.4
-    weight: float = 50.0
+    weight: float = 5.0
     begin: int = 0
     weighting: Literal["cost", "equal"] = "cost"
     init_mean: float | None = None

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from fgcompile.gates.attach import container_of
+from fgcompile.gates.access import container_of
 from fgcompile.gates.container import GateContainer
 from fgcompile.gates.objective import BudgetObjective
 

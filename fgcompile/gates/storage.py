@@ -14,7 +14,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from fgcompile.errors import FormatError, GateError
-from fgcompile.gates.attach import container_of
+from fgcompile.gates.access import container_of
 from fgcompile.gates.container import GateContainer
 
 SCHEMA_VERSION = 1

@@ -21,6 +21,7 @@ from fgcompile.gates import (
     gates,
     make_container,
     penalty,
+    remove_gates,
     status,
 )
 from fgcompile.passes.insert_gates import insert_gate_nodes
@@ -150,6 +151,33 @@ def test_gated_graph_can_be_exported_again() -> None:
     names = [str(n.target) for n in program.graph.nodes]
     assert names.count("fgcompile.gate.default") == 1
     assert torch.allclose(program.module()(x), graph(x), atol=1e-6)
+
+
+def test_exported_graph_can_switch_modes_for_its_gates() -> None:
+    # Without gates, torch.export refuses train() and eval().
+    graph = gated(at("linear_1"), GateConfig(noise=0.3))
+    x = torch.randn(3, 8)
+    assert not torch.equal(graph.train()(x), graph(x))
+    assert torch.equal(graph.eval()(x), graph(x))
+
+
+def test_removed_gates_leave_the_graph_as_it_was() -> None:
+    graph = graph_of(mlp())
+    before, state = graph.code, list(graph.state_dict())
+    index = torch.where(INDEX == 0, 0, -1)
+    sites = [site("", index), site("", INDEX, where="output")]
+    named = [
+        dataclasses.replace(s, node=node)
+        for s, node in zip(sites, ("linear_1", "linear"), strict=True)
+    ]
+    given = spec("g", "mlp", named)
+    insert_gate_nodes(graph, [given], make_container(graph, [given]))
+    with pytest.raises(GateError, match="nodes of a GraphModule"):
+        remove_gates(graph, fold=True)
+    remove_gates(graph)
+    assert graph.code == before
+    assert list(graph.state_dict()) == state
+    assert graph._deepcopy_hooks == []
 
 
 @pytest.mark.parametrize(
