@@ -54,7 +54,7 @@ def changed(
     for report in diffs:
         for line in workflow_commands(report):
             typer.echo(line, err=output is None)
-        tell_github(report)
+    tell_github(diffs)
     return status(diffs, exit_code)
 
 

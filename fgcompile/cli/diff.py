@@ -48,5 +48,5 @@ def diff(
     report = report.with_budgets(budget or [])
     write(render(report, form, max_chars), output)
     if form is Format.GITHUB:
-        tell_github(report)
+        tell_github([report])
     return status([report], exit_code)

@@ -115,11 +115,12 @@ def write(text: str, output: Path | None) -> None:
         output.write_text(text, encoding="utf-8", newline="\n")
 
 
-def tell_github(diff: GraphDiff) -> None:
+def tell_github(diffs: Sequence[GraphDiff]) -> None:
     """Add to the job summary and the step's outputs, where GitHub gives files."""
+    share = _SUMMARY_LIMIT // max(len(diffs), 1)
     for variable, text in (
-        ("GITHUB_STEP_SUMMARY", diff.to_markdown(_SUMMARY_LIMIT)),
-        ("GITHUB_OUTPUT", step_outputs(diff)),
+        ("GITHUB_STEP_SUMMARY", "\n".join(diff.to_markdown(share) for diff in diffs)),
+        ("GITHUB_OUTPUT", step_outputs(diffs)),
     ):
         if os.environ.get(variable):
             with open(os.environ[variable], "a", encoding="utf-8") as stream:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,4 +99,40 @@ def parse_onnx(file: Path) -> onnx.ModelProto:
             f"{file.name} is not an ONNX model\n  it has no graph or no IR version\n"
             "  Give a file that an ONNX exporter wrote."
         )
+    if not all(isinstance(text, str) for text in _texts(model)):
+        raise FormatError(
+            f"{file.name} is not a whole ONNX file ({file.stat().st_size:,} bytes)\n"
+            "  a name in it is not text\n"
+            "  Fetch or export the file again: it is damaged."
+        )
     return model
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[object]:
+    """Every name; protobuf hands out bytes where one is not valid text."""
+    yield from (entry.domain for entry in model.opset_import)
+    yield from _graph_texts(model.graph)
+    for function in model.functions:
+        yield from (function.name, function.domain, *function.input, *function.output)
+        yield from _node_texts(function.node)
+
+
+def _graph_texts(graph: onnx.GraphProto) -> Iterator[object]:
+    for value in [*graph.input, *graph.output, *graph.value_info]:
+        yield value.name
+        dims = value.type.tensor_type.shape.dim
+        yield from (dim.dim_param for dim in dims if dim.HasField("dim_param"))
+    for tensor in graph.initializer:
+        yield tensor.name
+        yield from (text for e in tensor.external_data for text in (e.key, e.value))
+    yield from _node_texts(graph.node)
+
+
+def _node_texts(nodes: Iterable[onnx.NodeProto]) -> Iterator[object]:
+    for node in nodes:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (text for e in node.metadata_props for text in (e.key, e.value))
+        for attribute in node.attribute:
+            yield from (attribute.name, attribute.ref_attr_name)
+            for graph in [attribute.g, *attribute.graphs]:
+                yield from _graph_texts(graph)

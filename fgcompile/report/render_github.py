@@ -6,6 +6,8 @@ findings become annotations and never the body of the diff.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fgcompile.report.graph_diff import GraphDiff
 from fgcompile.report.templating import plain
 from fgcompile.report.view import View
@@ -42,15 +44,14 @@ def workflow_commands(diff: GraphDiff) -> list[str]:
     return commands[:_MOST]
 
 
-def step_outputs(diff: GraphDiff) -> str:
-    """Lines for the file that $GITHUB_OUTPUT names."""
+def step_outputs(diffs: Sequence[GraphDiff]) -> str:
+    """Lines for the file that $GITHUB_OUTPUT names, about all reports together."""
     facts = {
-        "differs": not diff.same,
-        "breaking": diff.breaking,
-        "within-budget": diff.verdict.within_budget,
+        "differs": not all(diff.same for diff in diffs),
+        "breaking": any(diff.breaking for diff in diffs),
+        "within-budget": all(diff.verdict.within_budget for diff in diffs),
     }
-    lines = [f"{name}={str(value).lower()}" for name, value in facts.items()]
-    return "\n".join([*lines, f"headline={plain(View(diff).headline)}"]) + "\n"
+    return "".join(f"{name}={str(value).lower()}\n" for name, value in facts.items())
 
 
 def _command(level: str, title: str, text: str) -> str:

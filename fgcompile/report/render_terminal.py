@@ -43,7 +43,8 @@ def as_renderable(diff: GraphDiff) -> Group:
     ]
     for fact in view.facts:
         line = Text(f"  {fact.label}: ", style="dim")
-        parts.append(line.append(Text(fact.text, style=_TONES[fact.tone])))
+        text = plain(f"{fact.text} {fact.names}".rstrip())
+        parts.append(line.append(Text(text, style=_TONES[fact.tone])))
     if view.interface:
         sides = ("interface", "name", "what", "before", "after", "effect")
         parts.append(_table(sides, view.interface))

@@ -23,11 +23,19 @@ from fgcompile.report.wording import in_bytes, listed, percent, plural, short
 
 @dataclass(frozen=True)
 class Fact:
-    """One item of the verdict line; `tone` is "good", "bad", "quiet" or empty."""
+    """One item of the verdict line.
+
+    Args:
+        label: What it is about.
+        text: The words.
+        tone: "good", "bad", "quiet" or empty.
+        names: Names from the files that belong to the text.
+    """
 
     label: str
     text: str
     tone: str = ""
+    names: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,7 @@ class View:
         shape = listed(re.split(r"(?<=\]), ", verdict.macs_shape), 3)
         facts = [
             Fact("parameters", _measured(verdict.parameters, short)),
-            Fact("MACs", macs and f"{macs} at {shape}"),
+            Fact("MACs", macs and f"{macs} at", names=shape),
             Fact("weights", _measured(verdict.size_bytes, in_bytes)),
             _verification(verdict),
             self._interface_fact(),
