@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from fgcompile.passes.shrinkage import new_buffer
+from fgcompile.passes.shrinkage import call, new_buffer
 from fgcompile.passes.weights import WeightUse, reads, replace_tensor, weight_use
 from fgcompile.program import Program
 from fgcompile.rules.movement import is_movement
@@ -217,9 +217,7 @@ def _multiply(program: Program, gate: Node) -> None:
         if factors is not None:
             factor = new_buffer(program, "factors", factors.reshape(shape).clone())
         else:
-            factor = program.graph.call_function(
-                aten.view.default, (gate.args[1], shape)
-            )
-        product = program.graph.call_function(aten.mul.Tensor, (gate.args[0], factor))
+            factor = call(program, aten.view.default, gate.args[1], shape)
+        product = call(program, aten.mul.Tensor, gate.args[0], factor)
     product.meta.update(gate.meta)
     gate.replace_all_uses_with(product)

@@ -186,8 +186,8 @@ def find_groups(program: Program) -> Analysis:
     classes = classes_of(flow, roles.scored | roles.passed)
     kinds = kinds_of(classes, roles)
     costs = costs_of(program, flow)
-    worth = unit_costs(costs, classes)
     lots = _lots(flow, classes)
+    parameters, macs = unit_costs(costs, classes, lots)
     members = _members(flow, classes, lots)
     reasons = _reasons(flow, classes, lots)
     names = distinct(
@@ -202,13 +202,21 @@ def find_groups(program: Program) -> Analysis:
             kinds[lot[0]],
             lot.size,
             tuple(found),
-            why,
-            *(torch.from_numpy(cost[lot]).float() for cost in worth),
+            () if kinds[lot[0]] == "residual" and _restorable(why) else why,
+            torch.from_numpy(parameters[k]).float(),
+            torch.from_numpy(macs[k]).float(),
             lot,
         )
-        for name, lot, found, why in zip(names, lots, members, reasons, strict=True)
+        for k, (name, lot, found, why) in enumerate(
+            zip(names, lots, members, reasons, strict=True)
+        )
     ]
     return Analysis(program, flow, classes, roles, costs, tuple(groups))
+
+
+def _restorable(reasons: tuple[Reason, ...]) -> bool:
+    """Whether only outputs need the units: lowering puts closed ones back as zeros."""
+    return all(reason.node.op == "output" for reason in reasons)
 
 
 def _lots(flow: Flow, classes: Classes) -> list[UnitIds]:
@@ -217,8 +225,8 @@ def _lots(flow: Flow, classes: Classes) -> list[UnitIds]:
     for touched, _ in classes.pins:
         pinned[touched] = True
     signatures = unit_signatures(classes, len(flow.units.families))
-    keys = np.stack([signatures, pinned.astype(np.uint64)], axis=1)
-    group = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
+    keys = signatures ^ pinned.astype(np.uint64)
+    group = np.unique(keys, return_inverse=True)[1].reshape(-1)
     order = np.lexsort((classes.first, group))
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))
     lots = np.split(order, starts[1:])
@@ -251,7 +259,7 @@ def _members(flow: Flow, classes: Classes, lots: list[UnitIds]) -> list[list[Mem
         owner = classes.owner[family.ids]
         for held in (own, owner):
             lot = np.where(held >= 0, lot_of[held], -1)
-            for k in np.unique(lot[lot >= 0]):
+            for k in np.flatnonzero(np.bincount(lot[lot >= 0])):
                 index = np.where(lot == k, unit_of[held], -1)
                 found = Member(family.name, family.dim, torch.from_numpy(index))
                 members[k].append(found)

@@ -118,9 +118,17 @@ def registered_rules() -> Mapping[str, Rule]:
     return dict(sorted(_RULES.items()))
 
 
+_UNTAGGED = frozenset(
+    ("aten::__or__", "aten::__and__", "aten::__xor__", "aten::where")
+)
+"""Elementwise operators that PyTorch does not tag as such."""
+
+
 def is_pointwise(target: Any) -> bool:
-    """Whether PyTorch tags the operator as elementwise over broadcast operands."""
-    return isinstance(target, OpOverload) and torch.Tag.pointwise in target.tags
+    """Whether the operator is elementwise over broadcast operands."""
+    if not isinstance(target, OpOverload):
+        return False
+    return torch.Tag.pointwise in target.tags or target._schema.name in _UNTAGGED
 
 
 def arguments(node: Node) -> dict[str, Any]:
