@@ -9,9 +9,6 @@ from typing import Literal
 from fgcompile.errors import GateError
 from fgcompile.gates.parametrization import Parametrization, parametrization
 
-EDGE = math.atanh(0.5)
-"""Logit where a FineGates factor reaches 1: open, and at once able to learn."""
-
 
 @dataclass(frozen=True)
 class Budget:
@@ -101,9 +98,9 @@ class GateConfig:
             gates that move slower.
         begin: Optimizer steps before the `finegates` objective starts.
         weighting: Of the groups in that objective: by what they cost, or all equal.
-        init_mean: Mean of the logits at the start; None is the edge of the clamp for
-            `finegates`, and the published value for others.
-        init_std: Their standard deviation; None is 0, or the published value.
+        init_mean: Mean of the logits at the start; None is the edge of the clamp,
+            where the factor is 1.
+        init_std: Their standard deviation; None is 0.
         noise: Standard deviation of the noise in training (`finegates` only).
         bound: Largest magnitude of a `finegates` logit.
         rate: See above; None leaves the steps to the optimizer.
@@ -168,8 +165,11 @@ class GateConfig:
     def parametrization(self) -> Parametrization:
         """The parametrisation with the options set here."""
         options: dict[str, float] = {}
+        if self.gate != "plain":
+            # A little beyond the edge, or rounding could leave a factor below 1.
+            edge = 1.001 * parametrization(self.gate).span / 2
+            options |= {"mean": edge, "std": 0.0}
         if self.gate == "finegates":
-            options = {"mean": EDGE, "std": 0.0}
             options |= {"noise": self.noise, "bound": self.bound}
         if self.init_mean is not None:
             options["mean"] = self.init_mean

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import nn
 from torch.fx import Node
@@ -109,12 +110,12 @@ def value_index(target: Target, node: Node) -> tuple[int, torch.Tensor] | None:
 
     None if they lie along several dims, or beside a batch or sequence.
     """
-    value = target.analysis.flow.value_of(node)
+    value = target.flow.value_of(node)
     if value is None:
         return None
     tensor = node.meta["val"]
     found = []
-    for plane in target.analysis.flow.values[value].planes:
+    for plane in target.flow.values[value].planes:
         index = target.index(plane)
         dims = [d for d, n in enumerate(plane.shape) if n > 1]
         if not (index >= 0).any():
@@ -161,7 +162,7 @@ def _result(target: Target, place: Place, calls: Calls) -> GateSite | None:
 def _parameters(target: Target, place: Place, calls: Calls) -> Iterator[GateSite]:
     """The weight along the units; for an output, also everything added to it."""
     step, slot = place.step, place.weight
-    flow = target.analysis.flow
+    flow = target.flow
     if not isinstance(step, Align) or slot is None:
         raise NoSiteError(
             f"no module's argument or result is the value of {place.value}"
@@ -173,12 +174,12 @@ def _parameters(target: Target, place: Place, calls: Calls) -> Iterator[GateSite
         slots = [s for s in slots if is_weight(flow, step, s.operand, target.data)]
     for one in slots:
         ids = flow.values[one.value].planes[one.plane]
-        families = {int(f) for f in target.analysis.classes.family[ids[ids >= 0]]}
-        if len(families) != 1:
+        families = np.unique(target.layout.analysis.classes.family[ids[ids >= 0]])
+        if families.size != 1:
             raise NoSiteError(
                 f"the weight of {place.node} comes from several parameters"
             )
-        family = flow.units.families[families.pop()]
+        family = flow.units.families[int(families[0])]
         index = torch.from_numpy(target.index(family.ids))
         path = module_path(place.node)
         owner, name = _readable(calls, path, family.name)

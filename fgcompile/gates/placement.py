@@ -12,13 +12,7 @@ from torch import nn
 from fgcompile.analysis.coupling import Analysis
 from fgcompile.errors import GateError
 from fgcompile.gates.module_sites import Calls, NoSiteError, eager_sites, value_index
-from fgcompile.gates.places import (
-    Place,
-    Target,
-    places_of,
-    target_of,
-    tensor_data,
-)
+from fgcompile.gates.places import Layout, Place, Target, places_of
 from fgcompile.gates.spec import GateSite, GateSpec
 from fgcompile.program import module_path
 
@@ -39,16 +33,16 @@ def gate_specs(
     Raises:
         GateError: If a kind has no group that can be gated; says why.
     """
-    data = tensor_data(analysis)
+    layout = Layout(analysis)
     calls = None if model is None else Calls(analysis.program, model)
     specs: list[GateSpec] = []
     refused: dict[str, str] = {}
     for group in analysis.groups:
         if group.kind not in kinds or group.pinned is not None:
             continue
-        target = target_of(analysis, group, data)
+        target = layout.target(group)
         try:
-            places = places_of(analysis, group, data)
+            places = places_of(target)
             if not places:
                 raise NoSiteError("nothing reads its units")
             sites = [

@@ -19,8 +19,8 @@ from torch.fx import Node
 
 from fgcompile.analysis.coupling import Analysis, CoupledGroup
 from fgcompile.analysis.kinds import data_nodes, is_weight
-from fgcompile.analysis.steps import Align, Move, Slot, Step
-from fgcompile.units import BoolArray, UnitIds
+from fgcompile.analysis.steps import Align, Flow, Move, Slot, Step
+from fgcompile.units import UnitIds
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,50 +47,114 @@ class Place:
         return self.node if self.operand is None else self.operand
 
 
+class Layout:
+    """Which groups every step touches, found once for all gates.
+
+    Attributes:
+        analysis: The groups.
+        data: Nodes whose tensors depend on the inputs of the model.
+    """
+
+    def __init__(self, analysis: Analysis) -> None:
+        self.analysis = analysis
+        self.data = data_nodes(analysis.program)
+        classes, roles = analysis.classes, analysis.roles
+        place = np.full(classes.count + 1, -1, np.int64)
+        for number, group in enumerate(analysis.groups):
+            place[group.classes] = (number << _SHIFT) + np.arange(group.size)
+        # A gate on a head acts on the values that it passes on.
+        passing = classes.mark(np.flatnonzero(roles.passed))[classes.labels]
+        owner = np.where(passing, classes.owner, classes.count)
+        heads = np.append(classes.heads, False)
+        self._own = np.where(heads, -1, place)[classes.labels]
+        self._inside = np.where(heads, place, -1)[owner]
+        self._summarised = self._groups_of(np.flatnonzero(roles.summarised))
+        self._steps = self._steps_by_group()
+
+    def target(self, group: CoupledGroup) -> Target:
+        """What a gate of `group` acts on."""
+        number = self._number(group)
+        place = self._inside if group.kind == "head" else self._own
+        steps = self._steps.get(number, [])
+        return Target(self, group, number, place, steps, number in self._summarised)
+
+    def _number(self, group: CoupledGroup) -> int:
+        return next(k for k, g in enumerate(self.analysis.groups) if g is group)
+
+    def _groups_of(self, ids: UnitIds) -> set[int]:
+        ids = ids[ids >= 0]
+        found: set[int] = set()
+        for place in (self._own[ids], self._inside[ids]):
+            numbers = place[place >= 0] >> _SHIFT
+            found.update(np.flatnonzero(np.bincount(numbers)).tolist())
+        return found
+
+    def _steps_by_group(self) -> dict[int, list[Step]]:
+        flow = self.analysis.flow
+        touched = [
+            set().union(*(self._groups_of(plane) for plane in value.planes))
+            for value in flow.values
+        ]
+        steps: dict[int, list[Step]] = {}
+        for step in flow.steps:
+            values = [v for v in (*step.operands, *step.outputs) if v is not None]
+            for number in set().union(*(touched[v] for v in values)):
+                steps.setdefault(number, []).append(step)
+        return steps
+
+
+_SHIFT = 32
+
+
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A group to gate: unit of the gate for each unit of the flow, -1 for others."""
+    """A group to gate, and the steps that touch its units.
 
-    analysis: Analysis
+    Attributes:
+        layout: Where all groups are.
+        group: The group.
+        number: Its position in the analysis.
+        place: Position of a group, and of a unit in it, for each unit of the flow.
+        steps: Steps with an operand or output that has units of the group.
+        summarised: Whether a sum or a statistic runs over its units.
+    """
+
+    layout: Layout
     group: CoupledGroup
-    unit: UnitIds
-    data: set[Node]
+    number: int
+    place: UnitIds
+    steps: list[Step]
+    summarised: bool
+
+    @property
+    def flow(self) -> Flow:
+        """The flow that was analysed."""
+        return self.layout.analysis.flow
+
+    @property
+    def data(self) -> set[Node]:
+        """Nodes whose tensors depend on the inputs of the model."""
+        return self.layout.data
 
     def carries(self, value: int | None) -> bool:
         """Whether a value has elements of the group."""
         return value is not None and any(
             bool((self.index(plane) >= 0).any())
-            for plane in self.analysis.flow.values[value].planes
+            for plane in self.flow.values[value].planes
         )
 
     def index(self, plane: UnitIds) -> UnitIds:
-        """Unit of the gate at each element of a plane."""
-        return np.where(plane >= 0, self.unit[plane], -1)
+        """Unit of the gate at each element of a plane, -1 for others."""
+        place = np.where(plane >= 0, self.place[plane], -1)
+        unit = place & ((1 << _SHIFT) - 1)
+        return np.where(place >> _SHIFT == self.number, unit, -1)
 
 
-def target_of(analysis: Analysis, group: CoupledGroup, data: set[Node]) -> Target:
-    """What a gate of `group` acts on: a head's is on the values that it passes on."""
-    classes, roles = analysis.classes, analysis.roles
-    unit_of_class = np.full(classes.count + 1, -1, np.int64)
-    unit_of_class[group.classes] = np.arange(group.size)
-    if group.kind != "head":
-        return Target(analysis, group, unit_of_class[classes.labels], data)
-    passing = classes.mark(np.flatnonzero(roles.passed))[classes.labels]
-    owner = np.where(passing, classes.owner, classes.count)
-    return Target(analysis, group, unit_of_class[owner], data)
-
-
-def places_of(analysis: Analysis, group: CoupledGroup, data: set[Node]) -> list[Place]:
-    """The places of a gate for `group`, in the order of the graph."""
-    target = target_of(analysis, group, data)
-    if group.kind != "qk" and _only_contracted(target):
+def places_of(target: Target) -> list[Place]:
+    """The places of a gate for `target`, in the order of the graph."""
+    if target.group.kind != "qk" and _only_contracted(target):
         return _readers(target)
     return _Writers(target).places
-
-
-def tensor_data(analysis: Analysis) -> set[Node]:
-    """Nodes whose tensors depend on the inputs of the model."""
-    return data_nodes(analysis.program)
 
 
 def _only_contracted(target: Target) -> bool:
@@ -98,16 +162,15 @@ def _only_contracted(target: Target) -> bool:
 
     Sums over the units, and statistics, see a unit beside the others.
     """
-    analysis = target.analysis
-    if analysis.roles.summarised[target.unit >= 0].any():
+    if target.summarised:
         return False
-    for step in analysis.flow.steps:
+    for step in target.steps:
         if not isinstance(step, Align) or step.rule.kind != "contraction":
             continue
         for slot in _contracted(target, step):
             weight = _weight_beside(target, step, slot)
             if weight is None and not is_weight(
-                analysis.flow, step, slot.operand, target.data
+                target.flow, step, slot.operand, target.data
             ):
                 return False
     return True
@@ -115,7 +178,7 @@ def _only_contracted(target: Target) -> bool:
 
 def _readers(target: Target) -> list[Place]:
     places = []
-    for step in target.analysis.flow.steps:
+    for step in target.steps:
         if not isinstance(step, Align) or step.rule.kind != "contraction":
             continue
         for slot in _contracted(target, step):
@@ -128,7 +191,7 @@ def _readers(target: Target) -> list[Place]:
 
 def _contracted(target: Target, step: Align) -> list[Slot]:
     """Slots of operands whose units the step sums over."""
-    values = target.analysis.flow.values
+    values = target.flow.values
     return [
         slot
         for slot in step.slots
@@ -141,7 +204,7 @@ def _contracted(target: Target, step: Align) -> list[Slot]:
 
 def _weight_beside(target: Target, step: Align, slot: Slot) -> Slot | None:
     """The slot of a weight that is summed along the same factor."""
-    flow = target.analysis.flow
+    flow = target.flow
     for other in step.slots:
         same = other.axes and other.axes[-1] == slot.axes[-1]
         if (
@@ -161,11 +224,11 @@ class _Writers:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self.flow = target.analysis.flow
+        self.flow = target.flow
         self.zero: dict[int, bool] = {}
         self.places: list[Place] = []
         self.parameters: set[int] = set()
-        for step in self.flow.steps:
+        for step in target.steps:
             if any(map(target.carries, step.outputs)):
                 self._visit(step)
 
@@ -306,8 +369,3 @@ def _parameter_behind(node: Node) -> Node | None:
             return None
         node = tensors[0]
     return node if node.op == "get_attr" else None
-
-
-def unit_flags(target: Target) -> BoolArray:
-    """Flag per unit of the flow: whether the gate acts on it."""
-    return target.unit >= 0

@@ -91,6 +91,12 @@ def _problems(container: GateContainer, found: dict[str, Any]) -> list[str]:
             f"the sparsity penalty never ran in {forwards} training forwards: the "
             "model returns no loss; add fgcompile.penalty(model) to yours"
         )
+    if trains and forwards and found["penalties"] >= 2 * forwards:
+        problems.append(
+            f"the sparsity penalty ran {found['penalties']} times in {forwards} "
+            "training forwards: the loss of the model has it already, so do not add "
+            "fgcompile.penalty(model) to it"
+        )
     if trains and forwards and not found["steps"]:
         problems.append(
             f"no gate moved in {forwards} training forwards: create the optimizer "

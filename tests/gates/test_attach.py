@@ -39,11 +39,12 @@ def trace(module: nn.Module) -> dict[str, dict[str, Any]]:
     return {path: dict(vars(m)) for path, m in module.named_modules()}
 
 
-def test_attaching_changes_neither_class_nor_eval_output() -> None:
+@pytest.mark.parametrize("gate", ["finegates", "hard_concrete", "plain"])
+def test_attaching_changes_neither_class_nor_eval_output(gate: str) -> None:
     model = bert().eval()
     kind, batch = type(model), bert_batch()
     before = model(**batch).logits
-    assert attach(model, bert_specs()) is model
+    assert attach(model, bert_specs(), GateConfig(gate=gate)) is model
     assert type(model) is kind
     assert torch.equal(model(**batch).logits, before)
 

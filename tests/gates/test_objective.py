@@ -21,7 +21,16 @@ from fgcompile.gates import (
     status,
 )
 from fgcompile.gates.selection import units_to_prune
-from tests.gates.models import bert, bert_specs, mlp, mlp_specs, quiet, site, spec
+from tests.gates.models import (
+    bert,
+    bert_batch,
+    bert_specs,
+    mlp,
+    mlp_specs,
+    quiet,
+    site,
+    spec,
+)
 
 
 def paper(**changes: Any) -> GateConfig:
@@ -285,6 +294,16 @@ def test_penalty_that_never_ran_is_reported(caplog: pytest.LogCaptureFixture) ->
     found = status(model)
     assert (found["forwards"], found["penalties"]) == (3, 0)
     assert "penalty never ran in 3 training forwards" in caplog.text
+
+
+def test_penalty_that_was_added_twice_is_reported() -> None:
+    model = attach(bert(), bert_specs())
+    optimizer = torch.optim.AdamW(model.parameters())
+    for _ in range(3):
+        (model(**bert_batch()).loss + penalty(model)).backward()
+        optimizer.step()
+    (problem,) = status(model)["problems"]
+    assert "ran 6 times in 3 training forwards" in problem
 
 
 def test_gates_outside_the_optimizer_are_reported() -> None:
