@@ -132,8 +132,9 @@ add("t5", "T5ForConditionalGeneration", T5)
 add("t5:gated", "T5ForConditionalGeneration", T5, feed_forward_proj="gated-gelu")
 add("bart", "BartForConditionalGeneration", ENCODER_DECODER)
 add("bart:eager", "BartModel", ENCODER_DECODER, **EAGER)
-add("modernbert", "ModernBertModel", SIZES, local_attention=4)
-add("modernbert:eager", "ModernBertForMaskedLM", SIZES, local_attention=4, **EAGER)
+MODERN = {**SIZES, "local_attention": 4, "cls_token_id": 1, "sep_token_id": 2}
+add("modernbert", "ModernBertModel", MODERN)
+add("modernbert:eager", "ModernBertForMaskedLM", MODERN, **EAGER)
 
 add("mpnet", "MPNetModel", SIZES, unseen=True)
 add("xlm-roberta", "XLMRobertaModel", SIZES, unseen=True)

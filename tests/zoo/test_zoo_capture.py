@@ -12,7 +12,9 @@ from torch.utils import _pytree as pytree
 from fgcompile.capture import capture, other_inputs
 from fgcompile.capture.state import tracing_state
 from fgcompile.program import Program
+from fgcompile.zoo.__main__ import main
 from fgcompile.zoo.models import Entry, entries
+from fgcompile.zoo.survey import survey
 
 pytest.importorskip("transformers")
 
@@ -73,3 +75,27 @@ def test_names_are_unique_and_some_models_are_kept_out_of_development() -> None:
     names = [entry.name for entry in entries()]
     assert len(names) == len(set(names))
     assert sum(entry.unseen for entry in entries()) >= 15
+
+
+def test_survey_prints_sizes_and_differences(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["plain-mixer", "bert"]) == 0
+    mixer, bert = capsys.readouterr().out.splitlines()
+    assert mixer.split()[0] == "plain-mixer"
+    assert mixer.endswith("pixels[b 3 16 16]")
+    assert bert.endswith("0.0e+00 input_ids[b t] attention_mask[b t]")
+
+
+def test_survey_refuses_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["brt"]) == 2
+    assert capsys.readouterr().out.startswith("unknown: brt\n  Choose from: bert, ")
+
+
+def test_survey_reports_a_failure_as_a_row() -> None:
+    class Branch(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    row = next(survey([Entry("branch", Branch, lambda: {"x": torch.ones(2, 3)})]))
+    assert "FAILED cannot trace Branch: its control flow" in str(row)
