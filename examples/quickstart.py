@@ -27,6 +27,7 @@ from tqdm import tqdm
 from transformers import ViTConfig, ViTForImageClassification
 
 import fgcompile
+from fgcompile.report import GraphDiff
 
 OUT = Path("out")
 ONNX = OUT / "model.onnx"
@@ -174,7 +175,7 @@ def plot(dense: History, gated: History, path: Path) -> None:
 
 
 def comparison(
-    dense: nn.Module, gated: nn.Module, report: fgcompile.GraphDiff, data: Digits
+    dense: nn.Module, gated: nn.Module, report: GraphDiff, data: Digits
 ) -> Table:
     """The models side by side, measured on the held-out digits."""
     images = data.test[0]
@@ -224,7 +225,7 @@ def main() -> None:
     plot(dense_history, gated_history, OUT / "training.png")
 
     console = Console()
-    console.print(lowered.report.to_terminal(), markup=False, highlight=False)
+    print(lowered.report.to_terminal(console.width))
     console.print(comparison(dense, gated, lowered.report, data))
     console.print(f"Wrote {', '.join(str(path) for path in sorted(OUT.iterdir()))}")
 
