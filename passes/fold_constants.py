@@ -45,8 +45,12 @@ def fold_constants(program: Program) -> bool:
         and any(user not in constant for user in node.users)
         and _pays(program, node)
     ]
+    stored: dict[str, Node] = {}
     for node in frontier:
-        _store(program, node)
+        key = _formula(node)
+        if key not in stored:
+            stored[key] = _store(program, node)
+        node.replace_all_uses_with(stored[key])
     if frontier:
         program.graph.eliminate_dead_code()
         program.graph_module.recompile()
@@ -104,7 +108,23 @@ def _ancestry(node: Node) -> tuple[set[Node], set[Node]]:
     return leaves, calls
 
 
-def _store(program: Program, node: Node) -> None:
+def _formula(node: Node) -> str:
+    """What the node computes, in terms of the tensors that it is computed from."""
+    if node.op == "get_attr":
+        return str(node.target)
+    args = torch.fx.map_arg((node.args, node.kwargs), lambda n: _Text(_formula(n)))
+    return f"{node.target}{args}"
+
+
+class _Text(str):
+    """A formula inside a formula, printed as it is."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _store(program: Program, node: Node) -> Node:
+    """A node that reads the result of `node`."""
     tensor = _evaluate(program, node, {})
     leaves, _ = _ancestry(node)
     parameters = sorted(
@@ -117,7 +137,7 @@ def _store(program: Program, node: Node) -> None:
             stored = new_parameter(program, stem, tensor.clone(), grad)
         else:
             stored = new_buffer(program, "constant", tensor.clone())
-    node.replace_all_uses_with(stored)
+    return stored
 
 
 def _evaluate(program: Program, node: Node, known: dict[Node, Tensor]) -> Tensor:

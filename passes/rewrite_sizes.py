@@ -111,6 +111,22 @@ def _index_select(shrinkage: Shrinkage, node: Node) -> None:
         _select_rows(shrinkage, node, *found)
 
 
+def _index(shrinkage: Shrinkage, node: Node) -> None:
+    """An index along one shrinking dim, in terms of what is left of it."""
+    indices = list(arguments(node)["indices"])
+    for dim, index in enumerate(indices):
+        link = shrinkage.link(node, dim) if index is not None else None
+        if link is None:
+            continue
+        rows = shrinkage.row(link, dim)
+        if rows is not None:
+            shape = index.meta["val"].shape
+            tensor = torch.tensor(rows)
+            tensor = tensor.reshape(shape) if tensor.numel() == shape.numel() else tensor
+            indices[dim] = new_buffer(shrinkage.program, "index", tensor)
+    node.update_arg(1, indices)
+
+
 def _select_rows(shrinkage: Shrinkage, node: Node, dim: int, row: list[int]) -> None:
     index = new_buffer(shrinkage.program, "index", torch.tensor(row))
     node.target = aten.index_select.default
@@ -190,6 +206,7 @@ _REWRITES: dict[str, Rewrite] = {
     "aten::tensor_split": _split,
     **dict.fromkeys(("aten::slice", "aten::narrow"), _slice),
     "aten::select": _select,
+    "aten::index": _index,
     "aten::index_select": _index_select,
     "aten::squeeze": _squeeze,
     **dict.fromkeys(("aten::layer_norm", "aten::rms_norm"), _layer_norm),

@@ -13,7 +13,7 @@ from fgcompile.analysis.alignment import align
 from fgcompile.analysis.joining import concatenate
 from fgcompile.analysis.steps import Array, Flow, Link, Move, Pin, Reason, Value
 from fgcompile.program import Program
-from fgcompile.rules.movement import CannotMove, is_movement, move
+from fgcompile.rules.movement import CannotMove, is_movement, move, remember_constant
 from fgcompile.rules.pattern import PatternError
 from fgcompile.rules.pointwise import pointwise
 from fgcompile.rules.registry import DimRule, is_pointwise, rule_for
@@ -37,6 +37,7 @@ def trace_planes(program: Program) -> Flow:
     for node in program.graph.nodes:
         if node.op == "get_attr":
             _parameter(program, flow, node)
+            remember_constant(node, program.parameter(node))
         elif node.op == "output":
             _output(flow, node)
         elif node.op == "call_function":
@@ -122,22 +123,34 @@ def _movement(flow: Flow, node: Node) -> None:
     if index is None:
         raise CannotMove("its index depends on parameters")
     value = flow.values[index]
-    moved = []
-    for plane in value.planes:
-        positions = torch.arange(plane.size).reshape(plane.shape)
-        moved.append([_never_empty(m.numpy()) for m in move(node, positions)])
+    moved = {
+        p: maps
+        for p, plane in enumerate(value.planes)
+        if (maps := _moved(flow, node, plane)) is not None
+    }
     shapes = _output_shapes(node)
     links, outputs = [], []
     for k, shape in enumerate(shapes):
-        planes = []
-        for p, maps in enumerate(moved):
+        planes: list[Array] = []
+        for p, maps in moved.items():
             ids = np.where(maps[k] >= 0, value.planes[p].reshape(-1)[maps[k]], -1)
-            links.append(Link(index, p, len(flow.values), p, maps[k]))
+            links.append(Link(index, p, len(flow.values), len(planes), maps[k]))
             planes.append(ids)
         outputs.append(len(flow.values))
         flow.values.append(Value(node, shape, planes, value.table, k))
     flow.of[node] = tuple(outputs)
     flow.steps.append(Move(node, (index,), tuple(outputs), links))
+
+
+def _moved(flow: Flow, node: Node, plane: Array) -> list[Array] | None:
+    """The plane in each output; None, and its units pinned, where it cannot follow."""
+    positions = torch.arange(plane.size).reshape(plane.shape)
+    try:
+        return [_never_empty(m.numpy()) for m in move(node, positions)]
+    except CannotMove as error:
+        flow.reasons.append(Reason(f"{error} ({node.target})", node))
+        flow.units.pin(plane, len(flow.reasons) - 1)
+        return None
 
 
 def _never_empty(index: Array) -> Array:

@@ -65,8 +65,13 @@ def _move(step: Move, needs: Needs) -> None:
             source = needs.planes[link.source][link.source_plane]
             source.reshape(-1)[link.index[seen]] = True
     for v in step.operands:
-        if all(p.any() for p in needs.planes[v] if p.size > 1):
+        linked = {link.source_plane for link in step.links if link.source == v}
+        planes = list(enumerate(needs.planes[v]))
+        if all(p.any() for k, p in planes if k in linked and p.size > 1):
             _see(needs, v)
+            for k, plane in planes:
+                # A plane that could not follow is read as a whole.
+                plane[...] |= k not in linked
 
 
 def _see(needs: Needs, value: int) -> None:

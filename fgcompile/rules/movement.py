@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from fgcompile.rules.registry import arguments, operand
-from fgcompile.rules.shapes import hidden_shape, tensor_of
+from fgcompile.rules.shapes import hidden_shape, hidden_size, tensor_of
 
 
 class CannotMove(Exception):
@@ -168,9 +168,9 @@ def _along_dim(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
 def _repeat(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
     counts = a["repeats"] if "repeats" in a else a["dims"]
     plane = plane.reshape([1] * (len(counts) - plane.dim()) + list(plane.shape))
-    used = [c if n > 1 else 1 for c, n in zip(counts, plane.shape, strict=True)]
-    if not all(isinstance(c, int) for c in used):
-        raise CannotMove("repeat by a dynamic count")
+    # A repetition for each row of the batch puts the batch outside of the units.
+    static = [c if isinstance(c, int) else hidden_size(c.meta["val"]) for c in counts]
+    used = [c if n > 1 else 1 for c, n in zip(static, plane.shape, strict=True)]
     return [plane.repeat(used)]
 
 
@@ -195,7 +195,7 @@ def _whole(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
 
 @movement("aten::index")
 def _index(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
-    """Indexing by data or constants along dims on which the plane is uniform."""
+    """Indexing by constants; by data only along dims on which the plane is uniform."""
     indices: list[slice | Tensor] = []
     for dim, index in enumerate(a["indices"]):
         if index is None:
@@ -203,17 +203,46 @@ def _index(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
             continue
         tensor = tensor_of(index)
         assert tensor is not None
-        if tensor.dtype == torch.bool or plane.shape[dim] > 1:
+        if plane.shape[dim] == 1 and tensor.dtype != torch.bool:
+            indices.append(torch.zeros([1] * tensor.dim(), dtype=torch.long))
+            continue
+        constant = constant_of(index)
+        if constant is None or constant.dtype == torch.bool:
             raise CannotMove("its index is data")
-        indices.append(torch.zeros([1] * tensor.dim(), dtype=torch.long))
+        indices.append(constant)
     return [plane[tuple(indices)]]
 
 
 @movement("aten::index_select")
 def _index_select(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
-    if plane.shape[a["dim"]] > 1:
+    if plane.shape[a["dim"]] == 1:
+        return [plane]
+    constant = constant_of(a["index"])
+    if constant is None:
         raise CannotMove("its index is data")
-    return [plane]
+    return [plane.index_select(a["dim"], constant)]
+
+
+_CONSTANT = "fgcompile_constant"
+_COPIES = ("aten::lift_fresh_copy", "aten::clone", "aten::detach", "aten::_to_copy")
+_LARGEST_INDEX = 1_000_000
+
+
+def remember_constant(node: Node, tensor: Tensor) -> None:
+    """Keeps a small integer tensor at hand: it may be an index."""
+    small = tensor.numel() <= _LARGEST_INDEX and not tensor.is_meta
+    if small and not tensor.is_floating_point() and not tensor.is_complex():
+        node.meta[_CONSTANT] = tensor
+
+
+def constant_of(node: Node) -> Tensor | None:
+    """The constant that an index node holds, None if it is data."""
+    schema = getattr(node.target, "_schema", None)
+    while schema is not None and schema.name in _COPIES:
+        node = operand(node)
+        schema = getattr(node.target, "_schema", None)
+    constant: Tensor | None = node.meta.get(_CONSTANT)
+    return constant
 
 
 def _call(node: Node, plane: Tensor) -> Any:
