@@ -14,14 +14,17 @@ from fgcompile.gates import (
     penalty,
     remove_gates,
 )
+from fgcompile.lowering import Lowered, lower
 
 __all__ = [
     "Budget",
     "Gate",
     "GateConfig",
+    "Lowered",
     "analyze",
     "gates",
     "insert_gates",
+    "lower",
     "param_groups",
     "penalty",
     "remove_gates",
