@@ -23,6 +23,7 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import ViTConfig, ViTForImageClassification
 
@@ -102,14 +103,16 @@ def train(
         for _ in range(epochs):
             for rows in torch.randperm(len(labels)).split(BATCH):
                 noisy = images[rows] + 0.2 * torch.randn_like(images[rows])
-                loss = model(pixel_values=noisy, labels=labels[rows]).loss
+                outputs = model(pixel_values=noisy, labels=labels[rows])
                 optimizer.zero_grad()
-                loss.backward()
+                outputs.loss.backward()
                 optimizer.step()
                 schedule.step()
-                history.loss.append(loss.item())
+                # The loss that the model returned holds the gates' term as well.
+                task_loss = cross_entropy(outputs.logits, labels[rows]).item()
+                history.loss.append(task_loss)
                 history.open.append(measure(model))
-                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+                bar.set_postfix(loss=f"{task_loss:.3f}", refresh=False)
                 bar.update()
     model.eval()
     return history
