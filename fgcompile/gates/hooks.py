@@ -133,7 +133,12 @@ class ParameterResetHook(GateHook):
 
 
 class BeginHook(GateHook):
-    """Tells the gates that a forward of the whole model begins; a pre-hook."""
+    """Tells the gates that a forward of the whole model begins; a pre-hook.
+
+    Calling a submodule by itself begins nothing: it sees the last forward's sample.
+    Under gradient checkpointing, two forwards before one backward recompute the first
+    with the sample of the second; run a backward after each, or set noise=0.
+    """
 
     def __init__(self, container: GateContainer) -> None:
         """Begins forwards of the model that owns `container`."""
