@@ -88,5 +88,5 @@ def insert_gates(
         specs = gate_specs(analysis, config.kinds, model)
         attach(model, specs, config, model_macs=macs)
     # lower() captures with the same inputs, unless it is given others.
-    container_of(model).example_inputs = example_inputs
+    vars(container_of(model))["example_inputs"] = example_inputs
     return model

@@ -104,7 +104,7 @@ class Units:
             same = child[1:] == child[:-1]
             left.append(parent[1:][same])
             right.append(parent[:-1][same])
-        return _components(_concatenate(left), _concatenate(right), self.count)
+        return connected_labels(_concatenate(left), _concatenate(right), self.count)
 
     def couplings(self) -> tuple[UnitIds, UnitIds]:
         """All pairs of unit ids that were coupled, as they were found."""
@@ -126,7 +126,8 @@ def _concatenate(parts: list[UnitIds]) -> UnitIds:
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
-def _components(left: UnitIds, right: UnitIds, count: int) -> UnitIds:
+def connected_labels(left: UnitIds, right: UnitIds, count: int) -> UnitIds:
+    """Label [count] of the connected component of every unit; pairs are the edges."""
     if count == 0:
         return np.empty(0, np.int64)
     ones = np.ones(left.size, np.int8)

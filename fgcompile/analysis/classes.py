@@ -20,11 +20,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from fgcompile.analysis.steps import Flow
-from fgcompile.units import BoolArray, UnitIds, Units
+from fgcompile.units import BoolArray, UnitIds, Units, connected_labels
 
 
 @dataclass
@@ -111,9 +109,9 @@ def _owners(
     of_head = heads[labels[parent]] & ~heads[labels[child]]
     owner[child[of_head]] = labels[parent[of_head]]  # (1)
     direct = owner >= 0
-    left, right = units.couplings()
+    left, right = _inside_heads(units, labels, owner)
     inner = ~direct[left] & ~direct[right]
-    parts = _components(left[inner], right[inner], units.count)
+    parts = connected_labels(left[inner], right[inner], units.count)
     part, head = _borders(left, right, direct, parts, owner)
     single = np.bincount(part, minlength=units.count) == 1
     alone = single[part]
@@ -123,11 +121,15 @@ def _owners(
     return owner, _shared(parts, part[~alone], head[~alone], direct)  # (3)
 
 
-def _components(left: UnitIds, right: UnitIds, count: int) -> UnitIds:
-    if not count:
-        return np.empty(0, np.int64)
-    graph = coo_matrix((np.ones(left.size, np.int8), (left, right)), (count, count))
-    return connected_components(graph, directed=False)[1].astype(np.int64)
+def _inside_heads(
+    units: Units, labels: UnitIds, owner: UnitIds
+) -> tuple[UnitIds, UnitIds]:
+    """Couplings in classes that have a unit with an owner."""
+    owned = np.zeros(int(labels.max(initial=-1)) + 1, bool)
+    owned[labels[owner >= 0]] = True
+    left, right = units.couplings()
+    relevant = owned[labels[left]]
+    return left[relevant], right[relevant]
 
 
 def _borders(
@@ -137,9 +139,9 @@ def _borders(
     pairs = []
     for outer, owned in ((left, right), (right, left)):
         mask = ~direct[outer] & direct[owned]
-        pairs.append(np.stack([parts[outer[mask]], owner[owned[mask]]], axis=1))
-    distinct = np.unique(np.concatenate(pairs), axis=0)
-    return distinct[:, 0], distinct[:, 1]
+        pairs.append((parts[outer[mask]] << 32) + owner[owned[mask]])
+    distinct = np.unique(np.concatenate(pairs))
+    return distinct >> 32, distinct & 0xFFFFFFFF
 
 
 def _shared(

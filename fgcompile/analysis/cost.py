@@ -7,6 +7,7 @@ its factors; elementwise operators cost nothing here.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,12 +57,12 @@ class Costs:
 
     Attributes:
         contractions: All contractions that touch a parameter's units.
-        parameters: Shape, and ids of the units along each dim (None where the dim
-            has a single index), of every parameter.
+        parameters: Shape of every parameter, and the units of each of its dims that
+            has more than one index.
     """
 
     contractions: list[Contraction] = field(default_factory=list)
-    parameters: dict[str, tuple[tuple[int, ...], list[UnitIds | None]]] = field(
+    parameters: dict[str, tuple[tuple[int, ...], dict[int, slice]]] = field(
         default_factory=dict
     )
 
@@ -79,8 +80,8 @@ class Costs:
         """Parameters that stay if the units flagged in `dead` go."""
         total = 0
         for shape, dims in self.parameters.values():
-            gone = [0 if ids is None else int(dead[ids].sum()) for ids in dims]
-            total += math.prod(n - d for n, d in zip(shape, gone, strict=True))
+            gone = {dim: int(dead[ids].sum()) for dim, ids in dims.items()}
+            total += math.prod(n - gone.get(dim, 0) for dim, n in enumerate(shape))
         return total
 
     def macs_without(self, dead: BoolArray) -> int:
@@ -104,13 +105,12 @@ def costs_of(
     for step in flow.steps:
         if isinstance(step, Align) and step.rule.kind == "contraction":
             costs.contractions.append(_contraction(flow, step, sizes))
-    dims: dict[str, dict[int, UnitIds]] = {}
+    dims: dict[str, dict[int, slice]] = {}
     for family in flow.units.families:
-        dims.setdefault(family.name, {})[family.dim] = family.ids
+        units = slice(family.start, family.start + family.size)
+        dims.setdefault(family.name, {})[family.dim] = units
     for name, index in flow.parameters.items():
-        shape = flow.values[index].shape
-        known = dims.get(name, {})
-        costs.parameters[name] = shape, [known.get(k) for k in range(len(shape))]
+        costs.parameters[name] = flow.values[index].shape, dims.get(name, {})
     return costs
 
 
@@ -129,20 +129,43 @@ def program_macs(
     )
 
 
-def unit_costs(costs: Costs, classes: Classes) -> tuple[Counts, Counts]:
-    """Parameters and MACs [count] that vanish if one class alone goes.
+def unit_costs(
+    costs: Costs, classes: Classes, lots: list[UnitIds]
+) -> tuple[list[Counts], list[Counts]]:
+    """Parameters and MACs [count] that vanish if one class of a lot alone goes.
 
     A head takes along what it owns.
+
+    Args:
+        costs: What can be counted.
+        classes: Classes of the units.
+        lots: Classes that are alike, one array each.
     """
-    own = classes.labels
-    of_head = np.where(classes.heads[own], own, classes.owner)
-    parameters = _vanishing_parameters(costs, own, classes.count)
-    macs = _vanishing_macs(costs, own, classes.count)
-    if classes.heads.any():
-        heads = classes.heads
-        parameters[heads] = _vanishing_parameters(costs, of_head, classes.count)[heads]
-        macs[heads] = _vanishing_macs(costs, of_head, classes.count)[heads]
+    parameters = [np.zeros(lot.size) for lot in lots]
+    macs = [np.zeros(lot.size) for lot in lots]
+    for place in _places(classes, lots):
+        _add_parameters(costs, place, parameters)
+        _add_macs(costs, place, macs)
     return parameters, macs
+
+
+_SHIFT = 32
+
+
+def _places(classes: Classes, lots: list[UnitIds]) -> Iterator[UnitIds]:
+    """Lot and position in it of every unit, as one number; -1 where it is in none.
+
+    Once for the classes that are no heads, and once for heads with what they own.
+    """
+    place = np.empty(classes.count + 1, np.int64)
+    place[-1] = -1
+    for k, lot in enumerate(lots):
+        place[lot] = (k << _SHIFT) + np.arange(lot.size)
+    heads = np.append(classes.heads, False)
+    yield np.where(heads, -1, place)[classes.labels]
+    owner = np.where(heads[classes.labels], classes.labels, classes.owner)
+    if classes.heads.any():
+        yield np.where(heads, place, -1)[owner]
 
 
 class ConcreteSizes:
@@ -240,50 +263,50 @@ def _part(flow: Flow, step: Align, axes: tuple[int, ...], slots: list[Slot]) -> 
     return Part(math.prod(shape), np.stack(planes))
 
 
-def _vanishing_parameters(costs: Costs, labels: UnitIds, count: int) -> Counts:
-    """Parameters that hold a unit of a label, counted once each, per label."""
-    total = np.zeros(count)
+def _add_parameters(costs: Costs, place: UnitIds, totals: list[Counts]) -> None:
+    """Adds the parameters that hold a unit, each counted once, per unit."""
     for shape, dims in costs.parameters.values():
-        taken = {
-            k: _label_counts(labels[ids])
-            for k, ids in enumerate(dims)
-            if ids is not None
-        }
-        if not taken:
-            continue
-        touched = np.unique(np.concatenate([found for found, _ in taken.values()]))
-        kept = np.ones(touched.size)
-        for k, size in enumerate(shape):
-            gone = np.zeros(touched.size)
-            if k in taken:
-                gone[np.searchsorted(touched, taken[k][0])] = taken[k][1]
-            kept *= size - gone
-        total[touched] += math.prod(shape) - kept
-    return total
+        taken: dict[int, dict[int, Counts]] = {}
+        for dim, ids in dims.items():
+            for lot, counts in _counts(place[ids], totals):
+                taken.setdefault(lot, {})[dim] = counts
+        for lot, gone in taken.items():
+            kept = np.ones(totals[lot].size)
+            for dim, size in enumerate(shape):
+                kept *= size - gone.get(dim, 0.0)
+            totals[lot] += math.prod(shape) - kept
 
 
-def _label_counts(labels: UnitIds) -> tuple[UnitIds, UnitIds]:
-    found, number = np.unique(labels[labels >= 0], return_counts=True)
-    return found, number
-
-
-def _vanishing_macs(costs: Costs, labels: UnitIds, count: int) -> Counts:
-    """MACs of the positions that hold a unit of a label, per label."""
-    total = np.zeros(count)
+def _add_macs(costs: Costs, place: UnitIds, totals: list[Counts]) -> None:
+    """Adds the MACs of the positions that hold a unit, per unit."""
     for one in costs.contractions:
-        fractions = [_fractions(part, labels) for part in one.parts]
-        touched = np.unique(np.concatenate([found for found, _ in fractions]))
-        kept = np.ones(touched.size)
-        for found, fraction in fractions:
-            kept[np.searchsorted(touched, found)] *= 1 - fraction
-        total[touched] += one.macs * (1 - kept)
-    return total
+        kept: dict[int, Counts] = {}
+        for part in one.parts:
+            for lot, counts in _counts(_at_positions(part, place), totals):
+                share = kept.setdefault(lot, np.ones(totals[lot].size))
+                share *= 1 - counts / part.size
+        for lot, share in kept.items():
+            totals[lot] += one.macs * (1 - share)
 
 
-def _fractions(part: Part, labels: UnitIds) -> tuple[UnitIds, Counts]:
-    """Share of the positions of `part` that each label takes."""
-    at = np.where(part.planes >= 0, labels[part.planes], -1)
-    position = np.broadcast_to(np.arange(part.size), at.shape)
-    pairs = at[at >= 0] * part.size + position[at >= 0]
-    found, number = np.unique(np.unique(pairs) // part.size, return_counts=True)
-    return found, number / part.size
+def _at_positions(part: Part, place: UnitIds) -> UnitIds:
+    """Places at the positions of a part; one that is there twice counts once."""
+    rows: list[UnitIds] = []
+    for ids in part.planes:
+        row = np.where(ids >= 0, place[ids], -1)
+        if not any(np.array_equal(row, other) for other in rows):
+            rows.append(row)
+    if len(rows) == 1:
+        return rows[0]
+    ordered = np.sort(np.stack(rows), axis=0)
+    ordered[1:][ordered[1:] == ordered[:-1]] = -1
+    return ordered.reshape(-1)
+
+
+def _counts(places: UnitIds, totals: list[Counts]) -> Iterator[tuple[int, Counts]]:
+    """Lots found in `places`, and how often each of their units is there."""
+    places = places[places >= 0]
+    lots = places >> _SHIFT
+    for lot in np.flatnonzero(np.bincount(lots)).tolist():
+        units = places[lots == lot] & ((1 << _SHIFT) - 1)
+        yield lot, np.bincount(units, minlength=totals[lot].size).astype(float)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -29,7 +29,8 @@ from fgcompile.program import Program
 from fgcompile.units import BoolArray, UnitIds
 
 
-class Member(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Member:
     """A dim of a parameter, and the unit of a group at each of its indices.
 
     `index` is int64, -1 where the index is not in the group.
@@ -259,7 +260,7 @@ def _members(flow: Flow, classes: Classes, lots: list[UnitIds]) -> list[list[Mem
         owner = classes.owner[family.ids]
         for held in (own, owner):
             lot = np.where(held >= 0, lot_of[held], -1)
-            for k in np.flatnonzero(np.bincount(lot[lot >= 0])):
+            for k in np.flatnonzero(np.bincount(lot[lot >= 0])).tolist():
                 index = np.where(lot == k, unit_of[held], -1)
                 found = Member(family.name, family.dim, torch.from_numpy(index))
                 members[k].append(found)

@@ -18,10 +18,13 @@ from torch.fx import Node
 from fgcompile.analysis.kinds import is_weight
 from fgcompile.analysis.naming import common_path
 from fgcompile.analysis.steps import Align
-from fgcompile.gates.places import Place, Target, zero_of_zeros
+from fgcompile.gates.layout import Target
+from fgcompile.gates.readers import Place
 from fgcompile.gates.spec import GateSite
+from fgcompile.gates.writers import zero_of_zeros
 from fgcompile.program import Program, module_path
 from fgcompile.rules.movement import is_movement
+from fgcompile.rules.registry import DimRule, is_pointwise, rule_for
 
 
 class NoSiteError(Exception):
@@ -69,6 +72,16 @@ class Calls:
             if node.op == "get_attr" and node.target == parameter
             for user in node.users
         ]
+
+    def is_elementwise(self, call: str) -> bool:
+        """Whether a call runs elementwise operators and reductions alone."""
+        return all(
+            node.op != "call_function"
+            or is_pointwise(node.target)
+            or is_movement(node)
+            or _is_reduction(node)
+            for node in self.nodes[call]
+        )
 
     def takes_one_argument(self, path: str) -> bool:
         """Whether the module's forward needs exactly one argument."""
@@ -153,6 +166,10 @@ def _result(target: Target, place: Place, calls: Calls) -> GateSite | None:
         if not (is_movement(user) or zero_of_zeros(user, [value])):
             break
         value = user
+    if results != [value] and place.weight is None and len(results) == 1:
+        # What an elementwise operator makes may be gated later, in a module that
+        # multiplies it with no matrix before it returns.
+        value = results[0] if calls.is_elementwise(call) else value
     found = value_index(target, value)
     if results != [value] or found is None:
         return None
@@ -224,6 +241,12 @@ def _frames(node: Node) -> list[str]:
 def _call(node: Node) -> str | None:
     frames = _frames(node)
     return frames[-1] if frames else None
+
+
+def _is_reduction(node: Node) -> bool:
+    rule = rule_for(node.target)
+    found = rule(node) if rule is not None else None
+    return isinstance(found, DimRule) and found.kind != "contraction"
 
 
 def _is_value(node: Node) -> bool:

@@ -11,8 +11,10 @@ from torch import nn
 
 from fgcompile.analysis.coupling import Analysis
 from fgcompile.errors import GateError
+from fgcompile.gates.layout import Layout, Target
 from fgcompile.gates.module_sites import Calls, NoSiteError, eager_sites, value_index
-from fgcompile.gates.places import Layout, Place, Target, places_of
+from fgcompile.gates.places import places_of
+from fgcompile.gates.readers import Place
 from fgcompile.gates.spec import GateSite, GateSpec
 from fgcompile.program import module_path
 
