@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from torch._ops import OpOverload
+from torch.fx import Node
+
 from fgcompile.program import Program
 
 
 def eliminate_dead_code(program: Program) -> bool:
     """Only what the outputs depend on is left; inputs stay, to keep the interface."""
     before = len(program.graph.nodes)
-    program.graph.eliminate_dead_code()
+    program.graph.eliminate_dead_code(_has_effect)
     module = program.graph_module
     tensors = sum(1 for _ in module.state_dict(keep_vars=True))
     module.delete_all_unused_submodules()
@@ -23,3 +26,11 @@ def eliminate_dead_code(program: Program) -> bool:
     if modified:
         module.recompile()
     return modified
+
+
+def _has_effect(node: Node) -> bool:
+    # FX keeps whatever may draw random numbers, attention with its dropout of 0 too.
+    # A number that nobody reads is no effect; writing to an operand is one.
+    if isinstance(node.target, OpOverload):
+        return node.target._schema.is_mutable
+    return node.is_impure()
