@@ -186,6 +186,8 @@ class NodeChange:
         module: Module path; empty where the graph does not say.
         line: Source line "file.py:12" without folders; empty where unknown.
         changes: What changed; empty for added and removed nodes.
+        follows: It is the same operation at the new sizes of its operands or
+            results, and nothing else about it changed.
     """
 
     action: Action
@@ -193,6 +195,7 @@ class NodeChange:
     module: str = ""
     line: str = ""
     changes: tuple[AttributeChange, ...] = ()
+    follows: bool = False
 
 
 @dataclass(frozen=True)

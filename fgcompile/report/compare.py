@@ -68,7 +68,7 @@ def diff_summaries(
             verified=verified,
         ),
         interface=interface_changes(before, after),
-        groups=tuple(groups),
+        groups=_once(groups),
         nodes=node_changes(before, after, matching),
         parameters=changed,
         layers=_layers(old, new, groups),
@@ -77,6 +77,26 @@ def diff_summaries(
         title=title,
     )
     return diff.with_budgets(budgets)
+
+
+def _once(groups: Sequence[GroupChange]) -> tuple[GroupChange, ...]:
+    """Without groups that another one explains: a head takes its dims along."""
+    return tuple(
+        group
+        for group in groups
+        if not any(_explains(other, group) for other in groups)
+    )
+
+
+def _explains(outer: GroupChange, inner: GroupChange) -> bool:
+    return (
+        outer.before < inner.before
+        and set(inner.members) <= set(outer.members)
+        and all(
+            member.before * outer.after == member.after * outer.before
+            for member in inner.members
+        )
+    )
 
 
 def _comparable(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from fgcompile.report.changes import Action, AttributeChange, NodeChange
+from fgcompile.report.follow import follows_sizes
 from fgcompile.report.matching import Matching, canonical_order, match_ports
 from fgcompile.report.natural import natural_key
 from fgcompile.report.summary import (
@@ -42,9 +44,10 @@ def node_changes(
                 _described("added", after.nodes[j], comparison.place(after, j))
             )
         elif found := tuple(comparison.differences(i, j)):
-            changes.append(
-                _described("changed", after.nodes[j], comparison.place(after, j), found)
-            )
+            place = comparison.place(after, j)
+            change = _described("changed", after.nodes[j], place, found)
+            follows = follows_sizes(before, after, i, j, found)
+            changes.append(replace(change, follows=follows))
     changes += comparison.results()
     return tuple(sorted(changes, key=lambda change: natural_key(change.module)))
 

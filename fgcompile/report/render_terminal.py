@@ -54,11 +54,11 @@ def as_renderable(diff: GraphDiff) -> Group:
         parts += [Text(f"\n{view.operations}", style="bold"), *_modules(view)]
     if view.tensors:
         parts.append(_table(("other tensor", "change"), view.tensors))
-    if diff.pinned:
+    if view.pinned:
         heads = ("pinned", "units", "why", "where", "remedy")
         rows = [
-            (p.name, str(p.size), p.reason, f"{p.node} {p.line}".strip(), p.remedy)
-            for p in diff.pinned
+            (pin.name, pin.units, pin.reason, pin.where, pin.remedy)
+            for pin in view.pinned
         ]
         parts.append(_table(heads, rows))
     for note in diff.notes:
@@ -92,6 +92,7 @@ def _modules(view: View) -> list[Text]:
             ("-", "red", [", ".join(row.removed)]),
             ("+", "green", [", ".join(row.added)]),
             ("~", "yellow", row.changed),
+            (" ", "dim", row.resized),
         ):
             texts = [text for text in texts if text]
             lines += [Text(f"    {sign} {plain(t)}", style=style) for t in texts]

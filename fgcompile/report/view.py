@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from fgcompile.report.changes import (
@@ -13,12 +13,20 @@ from fgcompile.report.changes import (
     Measure,
     NodeChange,
     ParameterChange,
+    Pinned,
     Verdict,
 )
 from fgcompile.report.folding import Fold, fold
 from fgcompile.report.graph_diff import GraphDiff
 from fgcompile.report.natural import common_module
-from fgcompile.report.wording import in_bytes, listed, percent, plural, short
+from fgcompile.report.wording import (
+    difference,
+    in_bytes,
+    listed,
+    percent,
+    plural,
+    short,
+)
 
 
 @dataclass(frozen=True)
@@ -56,13 +64,28 @@ class GroupRow:
 
 
 @dataclass(frozen=True)
+class PinnedRow:
+    """Units that stay for the same reason, of one or more groups."""
+
+    name: str
+    units: str
+    reason: str
+    where: str
+    remedy: str
+
+
+@dataclass(frozen=True)
 class ModuleRow:
-    """What happened to the operations of one module, or of several alike."""
+    """What happened to the operations of one module, or of several alike.
+
+    `resized` holds the changes that only follow from other sizes.
+    """
 
     name: str
     removed: tuple[str, ...]
     added: tuple[str, ...]
     changed: tuple[str, ...]
+    resized: tuple[str, ...]
 
 
 class View:
@@ -95,19 +118,20 @@ class View:
         larger = len(diff.groups) - smaller
         parts += [f"{plural(smaller, 'group')} shrank"] * bool(smaller)
         parts += [f"{plural(larger, 'group')} grew"] * bool(larger)
-        parts += [self.operations] * bool(diff.nodes)
+        parts += [self.operations] * any(not change.follows for change in diff.nodes)
         if not parts:
             parts.append(f"{plural(len(diff.parameters), 'tensor')} changed")
         return ", ".join(parts)
 
     @cached_property
     def operations(self) -> str:
-        """Such as "3 operations added, 1 changed"."""
-        counts = Counter(change.action for change in self.diff.nodes)
+        """Such as "3 operations added, 1 changed"; new sizes alone do not count."""
+        nodes = [change for change in self.diff.nodes if not change.follows]
+        counts = Counter(change.action for change in nodes)
         order: tuple[Action, ...] = ("added", "removed", "changed")
         texts = [f"{counts[action]:,} {action}" for action in order if counts[action]]
         if not texts:
-            return "operations unchanged"
+            return "unchanged but for sizes" if self.diff.nodes else "unchanged"
         first, *rest = texts
         number, _, action = first.partition(" ")
         noun = "operation" if number == "1" else "operations"
@@ -168,16 +192,18 @@ class View:
         for change in self.diff.nodes:
             by_module.setdefault(change.module, []).append(change)
         rows = [_module_row(name, changes) for name, changes in by_module.items()]
-        folds = fold(
-            rows,
-            lambda row: row.name,
-            lambda row: (row.removed, row.added, row.changed),
+        folds = fold(rows, lambda row: row.name, lambda row: replace(row, name=""))
+        return [replace(row.items[0], name=row.name) for row in folds]
+
+    @cached_property
+    def pinned(self) -> list[PinnedRow]:
+        """What had to stay; equal reasons in repeated layers together."""
+        rows = fold(
+            self.diff.pinned,
+            lambda pin: pin.name,
+            lambda pin: (pin.size, pin.reason, pin.line, pin.remedy),
         )
-        return [
-            ModuleRow(row.name, first.removed, first.added, first.changed)
-            for row in folds
-            for first in row.items[:1]
-        ]
+        return [_pinned_row(row) for row in rows]
 
     @cached_property
     def tensors(self) -> list[tuple[str, str]]:
@@ -214,7 +240,7 @@ def _verification(verdict: Verdict) -> Fact:
         return Fact("verified", "no, the two were not run side by side", "quiet")
     runs = f" on {plural(len(verified.shapes), 'shape')}" if verified.shapes else ""
     method = f" in {verified.method}" if verified.method else ""
-    text = f"max difference {verified.max_difference:.1e}{runs}{method}"
+    text = f"max difference {difference(verified.max_difference)}{runs}{method}"
     if not verified.ok:
         return Fact("verified", f"{text}, above {verified.tolerance:.1e}", "bad")
     return Fact("verified", text, "good")
@@ -270,6 +296,16 @@ def _kept(digests: list[str], groups: int) -> str:
     return f"{len(digests)} of {groups} known"
 
 
+def _pinned_row(row: Fold[Pinned]) -> PinnedRow:
+    first = row.items[0]
+    each = f" in each of {len(row.items)}" if len(row.items) > 1 else ""
+    place = first.module if len(row.items) == 1 else ""
+    where = " ".join(part for part in (first.node, place, first.line) if part)
+    return PinnedRow(
+        row.name, f"{first.size:,}{each}", first.reason, where, first.remedy
+    )
+
+
 def _signed(count: int) -> str:
     return ("+" if count > 0 else "") + short(count)
 
@@ -279,12 +315,20 @@ def _module_row(name: str, changes: list[NodeChange]) -> ModuleRow:
         action: Counter(c.op for c in changes if c.action == action)
         for action in ("removed", "added")
     }
-    changed = Counter(_change_text(c) for c in changes if c.action == "changed")
+    changed, resized = (
+        Counter(
+            _change_text(c)
+            for c in changes
+            if c.action == "changed" and c.follows == follows
+        )
+        for follows in (False, True)
+    )
     return ModuleRow(
         name or "(no module)",
         tuple(_times(op, n) for op, n in counts["removed"].items()),
         tuple(_times(op, n) for op, n in counts["added"].items()),
         tuple(_times(text, n) for text, n in changed.items()),
+        tuple(_times(text, n) for text, n in resized.items()),
     )
 
 

@@ -30,6 +30,11 @@ def in_bytes(count: int | None) -> str:
     return f"{text[:-1]} {text[-1]}B"
 
 
+def difference(value: float) -> str:
+    """Two digits: "2.1e-06"; an exact zero is "0"."""
+    return f"{value:.1e}" if value else "0"
+
+
 def percent(measure: Measure) -> str:
     """Signed relative change; empty where nothing changed or nothing is known."""
     if measure.ratio is None or measure.delta == 0:

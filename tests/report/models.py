@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,8 +37,8 @@ class Encoder:
     """
 
     layers: int = 3
-    heads: dict[int, Sequence[int]] = field(default_factory=dict)
-    channels: dict[int, Sequence[int]] = field(default_factory=dict)
+    heads: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    channels: Mapping[int, Sequence[int]] = field(default_factory=dict)
     provenance: bool = True
     opset: int = 20
     insert_after_gelu: Sequence[int] = ()

@@ -163,7 +163,7 @@ def branching(scale: float, loop: bool = False) -> onnx.ModelProto:
     """An If (or a Loop) whose body multiplies by a constant."""
     port = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])
     out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])
-    factor = numpy_helper.from_array(np.float32(scale), "factor")
+    factor = numpy_helper.from_array(np.array(scale, np.float32), "factor")
     body = [helper.make_node("Mul", ["x", "factor"], ["inner"])]
     result = helper.make_tensor_value_info("inner", TensorProto.FLOAT, [2])
     if not loop:
@@ -187,7 +187,7 @@ def branching(scale: float, loop: bool = False) -> onnx.ModelProto:
     graph = helper.make_graph(
         body, "body", [counter, going, state], [still, result], [factor]
     )
-    times = numpy_helper.from_array(np.int64(3), "times")
+    times = numpy_helper.from_array(np.array(3, np.int64), "times")
     node = helper.make_node("Loop", ["times", "", "x"], ["y"], body=graph)
     return helper.make_model(helper.make_graph([node], "g", [port], [out], [times]))
 

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -112,7 +113,7 @@ def test_changed_reports_on_the_models_of_a_branch(repository, capsys):
 
 def test_changed_reads_external_data_of_the_base_commit(repository, capsys):
     os.makedirs("deep")
-    options = {"save_as_external_data": True, "size_threshold": 0}
+    options: Any = {"save_as_external_data": True, "size_threshold": 0}
     onnx.save(Encoder().build(), "deep/m.onnx", location="m.data", **options)
     git("add", "-A")
     git("commit", "-qm", "external")

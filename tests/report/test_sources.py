@@ -202,12 +202,12 @@ def test_half_precision_weights_are_compared_by_their_bits():
 
 
 def test_a_tied_tensor_counts_once():
-    model = nn.Module()
-    model.one = nn.Linear(4, 4, bias=False)
-    model.two = nn.Linear(4, 4, bias=False)
-    model.two.weight = model.one.weight
-    model.forward = lambda x: model.two(model.one(x))
+    first, second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    second.weight = first.weight
+    model = nn.Sequential(first, second)
     assert diff(model, model).verdict.parameters.after == 16
+    traced = diff(model, model, example_inputs=(torch.zeros(2, 4),))
+    assert traced.verdict.parameters.after == 16
 
 
 def test_a_renamed_module_is_no_change():
