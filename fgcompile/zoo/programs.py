@@ -1,0 +1,441 @@
+"""What must hold for every random program: `python -m fgcompile.zoo.programs`.
+
+Each program is drawn from a seed, some of its units are closed (by gates, some of
+them fractional, or by zeros in its parameters), and it is lowered. The lowered model
+must compute the same, must not be larger, and must stay as it is when lowered again;
+the analysis must not depend on the names of modules. A program that fails is shrunk
+before it is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fgcompile.analysis.coupling import Analysis, find_groups
+from fgcompile.analysis.kinds import KINDS
+from fgcompile.capture import capture
+from fgcompile.compiler import insert_gates
+from fgcompile.errors import FgcompileError, GateError
+from fgcompile.gates import GateConfig, gates
+from fgcompile.lowering import eliminate, lower
+from fgcompile.passes.base import parameter_count
+from fgcompile.printer import show
+from fgcompile.program import Program
+from fgcompile.zoo import random_blocks as random_blocks
+from fgcompile.zoo import random_ops as random_ops
+from fgcompile.zoo.instructions import (
+    BATCHES,
+    LARGEST,
+    OPS,
+    SIZES,
+    WEIGHTS,
+    Builder,
+    DoesNotFitError,
+    Instruction,
+    RandomModel,
+    Recipe,
+)
+
+CLOSINGS = ("gates", "groups", "slices")
+"""How units are closed: gates; all members of coupled groups; any slices."""
+
+TESTED = ((2, 7), (4, 12), (1, 5))
+"""(batch size, length) at which a lowered model is compared."""
+
+TOLERANCE = 1e-9
+_VOCABULARY = 13
+_CHOICES = 10
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Parameters before and after, of a program for which everything held."""
+
+    before: int
+    after: int
+
+
+class PropertyError(AssertionError):
+    """A property does not hold; `stage` names it."""
+
+    def __init__(self, stage: str, text: str) -> None:
+        super().__init__(f"{stage}: {text}")
+        self.stage = stage
+
+
+def draw(seed: int) -> Recipe:
+    """The random program of that seed."""
+    rng = np.random.default_rng(seed)
+    names = list(OPS)
+    weights = np.array([WEIGHTS[name] for name in names], float)
+    drawn = rng.choice(names, int(rng.integers(2, 14)), p=weights / weights.sum())
+    instructions = tuple(
+        Instruction(str(name), tuple(rng.integers(0, LARGEST, _CHOICES).tolist()))
+        for name in drawn
+    )
+    return Recipe(int(rng.integers(0, LARGEST)), instructions, seed)
+
+
+def build(recipe: Recipe, name: Callable[[int, str], str] | None = None) -> RandomModel:
+    """The model of `recipe`, in float64 and eval mode.
+
+    Args:
+        recipe: What to build; the same recipe gives the same weights.
+        name: Attribute name of the module of a step, from its number and operator.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = RandomModel().eval()
+        runs = [list(make_inputs(recipe, *sizes).values()) for sizes in BATCHES]
+        builder = Builder(model, runs, name or (lambda k, op: f"{op}{k}"))
+        if not runs[0][0].is_floating_point():
+            builder.op = "embedding"
+            size = SIZES[recipe.seed % len(SIZES)]
+            builder.add(nn.Embedding(_VOCABULARY, size), 0)
+        for each in recipe.instructions:
+            builder.op, builder.choices = each.op, list(each.choices)
+            try:
+                OPS[each.op](builder)
+            except DoesNotFitError:
+                continue
+        _finish(builder)
+    return model
+
+
+def _finish(builder: Builder) -> None:
+    """A head on the last value, so that its units may go; other values as marked."""
+    builder.op, builder.choices = "head", []
+    last = len(builder.runs[0]) - 1
+    if builder.shape(last)[-1:] not in ((), (None,)) and len(builder.marked) < 2:
+        last = builder.add(nn.Linear(builder.last(last), 3), last)
+    builder.model.outputs = list(dict.fromkeys([*builder.marked, last]))
+
+
+def make_inputs(
+    recipe: Recipe, batch: int, length: int, seed: int = 0
+) -> dict[str, Tensor]:
+    """Inputs of the kind that `recipe` reads."""
+    generator = torch.Generator().manual_seed(seed)
+    kind, size = recipe.inputs % 6, SIZES[recipe.inputs // 6 % len(SIZES)]
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    if kind == 1:
+        shape = (batch, length)
+        return {"x": torch.randint(0, _VOCABULARY, shape, generator=generator)}
+    if kind == 2:
+        return {"x": normal(batch, 3, 8, 8)}
+    if kind == 3:
+        return {"x": normal(batch, size), "z": normal(batch, 5)}
+    if kind == 4:
+        return {"x": normal(batch, length, size), "z": normal(batch, 1, 6)}
+    return {"x": normal(batch, length, size)}
+
+
+def check(recipe: Recipe, closing: str | None = None) -> Outcome:
+    """Everything that must hold for `recipe`.
+
+    Args:
+        recipe: The program.
+        closing: One of `CLOSINGS`; None chooses by the seed.
+
+    Raises:
+        PropertyError: If something does not hold.
+    """
+    closing = closing or CLOSINGS[recipe.seed % len(CLOSINGS)]
+    try:
+        if closing == "gates":
+            return _check_gates(recipe)
+        return _check_zeros(recipe, closing)
+    except PropertyError:
+        raise
+    except Exception as error:
+        raise PropertyError(type(error).__name__, str(error)) from error
+
+
+def _check_gates(recipe: Recipe) -> Outcome:
+    model, inputs = build(recipe), make_inputs(recipe, *BATCHES[0])
+    try:
+        insert_gates(model, inputs, GateConfig(kinds=tuple(KINDS), gate="plain"))
+    except GateError:
+        return _check_zeros(recipe, "groups")
+    _close_gates(model, np.random.default_rng(recipe.seed))
+    before = sum(p.numel() for p in model.parameters())
+    lowered = lower(model, example_inputs=inputs)
+    _compare(recipe, model, lowered)
+    _not_larger(before, lowered.program)
+    again = lower(lowered.model, example_inputs=inputs)
+    _compare(recipe, model, again)
+    _unchanged(lowered.program, again.program)
+    return Outcome(before, parameter_count(lowered.program))
+
+
+def _close_gates(model: nn.Module, rng: np.random.Generator) -> None:
+    for gate in gates(model).values():
+        share = rng.choice([0.0, 0.3, 0.6, 0.9, 1.0], p=[0.2, 0.3, 0.25, 0.15, 0.1])
+        closed = np.flatnonzero(rng.random(gate.size) < share)
+        gate.close(torch.from_numpy(closed))
+        if rng.random() < 0.4:
+            _make_fractional(gate, rng)
+
+
+def _make_fractional(gate: Any, rng: np.random.Generator) -> None:
+    factors = torch.from_numpy(rng.uniform(0.2, 1.0, gate.size)).float()
+    with torch.no_grad():
+        gate.logits.copy_(factors)
+    gate.parametrization = Fractional()
+
+
+class Fractional:
+    """The factor is the logit itself."""
+
+    trainable = False
+    span = 1.0
+    bound = 1.0
+
+    def initial(self, size: int, generator: torch.Generator) -> Tensor:
+        return torch.ones(size)
+
+    def sample_(self, noise: Tensor) -> None:
+        noise.zero_()
+
+    def stretched(self, theta: Tensor, noise: Tensor | None) -> Tensor:
+        return theta
+
+    def openness(self, theta: Tensor) -> Tensor:
+        return theta
+
+
+def _check_zeros(recipe: Recipe, closing: str) -> Outcome:
+    model, inputs = build(recipe), make_inputs(recipe, *BATCHES[0])
+    program = capture(model, inputs)
+    analysis = find_groups(program)
+    _stable_names(recipe, inputs, analysis)
+    rng = np.random.default_rng(recipe.seed)
+    if closing == "groups":
+        _zero_groups(model, analysis, rng)
+    else:
+        _zero_slices(model, rng)
+    before = parameter_count(program)
+    lowered = eliminate(program)
+    _compare(recipe, model, lowered)
+    _not_larger(before, lowered)
+    again = eliminate(lowered)
+    _compare(recipe, model, again)
+    _unchanged(lowered, again)
+    return Outcome(before, parameter_count(lowered))
+
+
+def _zero_groups(
+    model: nn.Module, analysis: Analysis, rng: np.random.Generator
+) -> None:
+    """Zeros in every member of random units of random groups."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for group in analysis.groups:
+        share = rng.choice([0.0, 0.4, 0.7, 1.0], p=[0.35, 0.3, 0.25, 0.1])
+        shut = torch.from_numpy(rng.random(group.size) < share)
+        for member in group.members:
+            if rng.random() < 0.1:
+                continue
+            rows = (member.index >= 0) & shut[member.index.clamp(min=0)]
+            with torch.no_grad():
+                indices = rows.nonzero().flatten()
+                parameters[member.parameter].index_fill_(member.dim, indices, 0.0)
+
+
+def _zero_slices(model: nn.Module, rng: np.random.Generator) -> None:
+    """Zeros in random slices along random dims of random parameters."""
+    for parameter in model.parameters():
+        share = rng.choice([0.0, 0.4, 0.8, 1.0], p=[0.4, 0.3, 0.22, 0.08])
+        if share and parameter.dim():
+            dim = int(rng.integers(parameter.dim()))
+            dead = np.flatnonzero(rng.random(parameter.shape[dim]) < share)
+            with torch.no_grad():
+                parameter.index_fill_(dim, torch.from_numpy(dead), 0.0)
+
+
+def _compare(recipe: Recipe, model: nn.Module, lowered: Any) -> None:
+    for k, (batch, length) in enumerate((BATCHES[0], *TESTED)):
+        inputs = make_inputs(recipe, batch, length, seed=k)
+        with torch.no_grad():
+            try:
+                expected = pytree.tree_leaves(model(**inputs))
+            except RuntimeError:
+                continue
+            if not _fits(lowered, inputs):
+                continue
+            actual = pytree.tree_leaves(lowered(**inputs))
+        for position, (want, got) in enumerate(zip(expected, actual, strict=True)):
+            if want.shape != got.shape:
+                text = f"output {position}: {list(got.shape)}, not {list(want.shape)}"
+                raise PropertyError("shape", text)
+            scale = max(1e-3, float(want.abs().max()))
+            wrong = (want - got).abs() > TOLERANCE * scale
+            if bool((wrong | (want.isfinite() != got.isfinite())).any()):
+                difference = float((want - got).abs().max())
+                text = f"output {position} differs by {difference:.3g} of {scale:.3g}"
+                raise PropertyError("value", f"{text} at batch {batch}")
+
+
+def _fits(lowered: Any, inputs: dict[str, Tensor]) -> bool:
+    """Whether capture left the sizes that differ from the example's open."""
+    program = lowered if isinstance(lowered, Program) else lowered.program
+    return all(
+        len(node.meta["val"].shape) == value.dim()
+        and all(
+            not isinstance(want, int) or want == got
+            for want, got in zip(node.meta["val"].shape, value.shape, strict=True)
+        )
+        for node, value in zip(program.placeholders, inputs.values(), strict=True)
+    )
+
+
+def _not_larger(before: int, lowered: Program) -> None:
+    """A linear map without bias may get one; nothing else may grow."""
+    after = parameter_count(lowered)
+    biases = sum(
+        program_bias.numel()
+        for node in lowered.graph.nodes
+        if lowered.is_parameter(node)
+        and (program_bias := lowered.parameter(node)).dim() == 1
+    )
+    if after > before + biases:
+        raise PropertyError("larger", f"{before} -> {after} parameters")
+
+
+def _unchanged(lowered: Program, again: Program) -> None:
+    one, other = parameter_count(lowered), parameter_count(again)
+    if one != other:
+        raise PropertyError("again", f"{one} -> {other} parameters when lowered again")
+
+
+def _stable_names(recipe: Recipe, inputs: Any, analysis: Analysis) -> None:
+    """The groups of the same model with other module names are the same."""
+    if recipe.seed % 4:
+        return
+    renamed = build(recipe, name=lambda k, op: f"m{(97 * k + 13) % 101}_{k}")
+    other = find_groups(capture(renamed, inputs))
+    one, two = (_fingerprint(a) for a in (analysis, other))
+    if one != two:
+        raise PropertyError("names", f"groups {one} became {two}")
+
+
+def _fingerprint(analysis: Analysis) -> list[tuple[Any, ...]]:
+    return [
+        (g.kind, g.size, len(g.members), bool(g.reasons), float(g.parameters.sum()))
+        for g in analysis.groups
+    ]
+
+
+def shrink(recipe: Recipe, fails: Callable[[Recipe], bool]) -> Recipe:
+    """The smallest recipe found that still fails."""
+    modified = True
+    while modified:
+        modified = False
+        for candidate in _smaller(recipe):
+            if fails(candidate):
+                recipe, modified = candidate, True
+                break
+    return recipe
+
+
+def _smaller(recipe: Recipe) -> Iterator[Recipe]:
+    each = recipe.instructions
+    for width in (4, 2, 1):
+        for k in range(len(each) - width, -1, -1):
+            yield replace(recipe, instructions=each[:k] + each[k + width :])
+    for k, instruction in enumerate(each):
+        choices = instruction.choices
+        for position, choice in enumerate(choices):
+            for value in {0, choice // 2} - {choice}:
+                fewer = (*choices[:position], value, *choices[position + 1 :])
+                one = Instruction(instruction.op, fewer)
+                yield replace(recipe, instructions=(*each[:k], one, *each[k + 1 :]))
+    for value in {0, recipe.inputs % 6, recipe.inputs // 2} - {recipe.inputs}:
+        if value < recipe.inputs:
+            yield replace(recipe, inputs=value)
+
+
+def failure(recipe: Recipe, closing: str) -> PropertyError | None:
+    """Why `recipe` fails, None if it does not."""
+    try:
+        check(recipe, closing)
+    except PropertyError as error:
+        return error
+    return None
+
+
+def describe(recipe: Recipe, closing: str, error: PropertyError) -> str:
+    """The shrunk program, its graph and its failure, to be pasted into a test."""
+    stage = error.stage
+
+    def fails(candidate: Recipe) -> bool:
+        found = failure(candidate, closing)
+        return found is not None and found.stage == stage
+
+    small = shrink(recipe, fails)
+    final = failure(small, closing) or error
+    try:
+        graph = show(capture(build(small), make_inputs(small, *BATCHES[0])))
+    except FgcompileError as reason:
+        graph = f"(no graph: {reason})"
+    return f"{final}\nclosed by {closing}\n{small!r}\n{graph}"
+
+
+def main(arguments: list[str]) -> int:
+    """Check programs; print counts; 1 and the shrunk programs if any failed."""
+    parser = argparse.ArgumentParser(prog="python -m fgcompile.zoo.programs")
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0, help="of the first program")
+    parser.add_argument("--most", type=int, default=5, help="failures before it stops")
+    parser.add_argument("--no-shrink", action="store_true")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.ERROR)
+    failed, counts, start = 0, Counter[str](), time.perf_counter()
+    for seed in range(options.seed, options.seed + options.count):
+        recipe, closing = draw(seed), CLOSINGS[seed % len(CLOSINGS)]
+        try:
+            outcome = check(recipe, closing)
+        except PropertyError as error:
+            failed += 1
+            text = str(error) if options.no_shrink else describe(recipe, closing, error)
+            print(f"seed {seed} FAILED {text}\n", flush=True)
+            if failed >= options.most:
+                break
+            continue
+        counts["programs"] += 1
+        counts["smaller"] += outcome.after < outcome.before
+        counts["before"] += outcome.before
+        counts["after"] += outcome.after
+        if seed % 100 == 99:
+            print(_progress(counts, failed, start), flush=True)
+    print(_progress(counts, failed, start))
+    return int(failed > 0)
+
+
+def _progress(counts: Counter[str], failed: int, start: float) -> str:
+    return (
+        f"{counts['programs']} programs hold, {failed} failed; {counts['smaller']} got "
+        f"smaller; {counts['before']:,} -> {counts['after']:,} parameters; "
+        f"{time.perf_counter() - start:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
