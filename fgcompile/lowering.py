@@ -29,7 +29,13 @@ from fgcompile.report import GraphDiff, Verification
 from fgcompile.report.lowering import lowering_report
 from fgcompile.targets.exported import export_program
 from fgcompile.targets.files import staged
-from fgcompile.targets.onnx import OPSET, OnnxModel, write_onnx
+from fgcompile.targets.onnx import (
+    OPSET,
+    OnnxModel,
+    copy_onnx,
+    read_onnx,
+    write_onnx,
+)
 from fgcompile.targets.verify import Comparison, verify_equal
 
 logger = logging.getLogger(__name__)
@@ -221,10 +227,7 @@ def _lower_to_onnx(
             scale=_ONNX_SCALE,
             visible_only=True,
         )
-    import onnx
-
-    external = file.with_name(f"{file.name}.data").exists()
-    model = file if external else onnx.load(str(file))
+    model = read_onnx(file)
     return Lowered(model, "onnx", lowered, comparison, program, run, {}, file, folder)
 
 
@@ -240,21 +243,8 @@ def save_lowered(lowered: Lowered, path: Path) -> Path:
     target = path.parent if path.suffix == suffix else path
     with staged(target) as folder:
         if lowered.target == "onnx":
-            _copy_onnx(lowered, folder / name)
+            assert lowered._files is not None
+            copy_onnx(lowered._files, folder / name)
         else:
             torch.export.save(export_program(lowered.program), folder / name)
     return target / name
-
-
-def _copy_onnx(lowered: Lowered, file: Path) -> None:
-    import onnx
-
-    assert lowered._files is not None
-    external = lowered._files.with_name(f"{lowered._files.name}.data")
-    model = onnx.load(str(lowered._files))
-    if external.exists():
-        onnx.save_model(
-            model, str(file), save_as_external_data=True, location=f"{file.name}.data"
-        )
-    else:
-        onnx.save_model(model, str(file))

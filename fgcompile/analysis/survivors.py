@@ -37,7 +37,7 @@ class Survivors:
         sizes, rows = [], 1
         for dim in range(mask.ndim):
             inner = tuple(range(dim + 1, mask.ndim))
-            alive: Array = mask.any(axis=inner) if inner else mask
+            alive = _any(mask, inner)
             count = int(np.count_nonzero(alive))
             sizes.append(count // rows if rows else 0)
             rows = count
@@ -148,7 +148,7 @@ def required(step: Align, survivors: Survivors) -> dict[int, Array]:
             if axis not in slot.axes:
                 continue
             inner = tuple(a for a in slot.axes if a > axis)
-            part: Array = mask.any(axis=inner, keepdims=True) if inner else mask
+            part = _any(mask, inner)
             for missing in outer - set(slot.axes):
                 part = part & kept[missing]
             total = part if total is None else total | part
@@ -166,17 +166,22 @@ def _fit(slot: Slot, mask: Array, kept: dict[int, Array]) -> Array:
         extra = tuple(
             k for k, n in enumerate(need.shape) if n > 1 and slot.full[k] == 1
         )
-        need = need.any(axis=extra, keepdims=True) if extra else need
+        need = _any(need, extra)
         if axis == slot.axes[-1]:
             mask = mask | np.broadcast_to(need, mask.shape)
             continue
         inner = tuple(a for a in slot.axes if a > axis)
-        missing: Array = need & ~mask.any(axis=inner, keepdims=True)
+        missing = need & ~_any(mask, inner)
         if missing.any():
             outer = tuple(a for a in slot.axes if a <= axis)
-            pattern = mask.any(axis=outer, keepdims=True)
+            pattern = _any(mask, outer)
             mask = mask | (missing & pattern)
     return mask
+
+
+def _any(mask: Array, axes: tuple[int, ...]) -> Array:
+    """`mask.any` over `axes`, which stay as dims of size 1."""
+    return np.asarray(mask.any(axis=axes, keepdims=True)) if axes else mask
 
 
 def _not_empty(mask: Array) -> None:
@@ -199,8 +204,8 @@ def _rectangular(mask: Array) -> Array:
         return mask
     rows = mask.reshape(-1, mask.shape[-1]).copy()
     _fill_rows(rows)
-    some: Array = rows.any(axis=1)
-    alive = _rectangular(some.reshape(mask.shape[:-1])).reshape(-1)
+    some = _any(rows, (1,)).reshape(mask.shape[:-1])
+    alive = _rectangular(some).reshape(-1)
     new = alive & ~rows.any(axis=1)
     if new.any():
         width = int(rows.sum(axis=1).max())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,33 @@ def write_onnx(program: Program, path: Path, opset: int = OPSET) -> None:
             f"  to {path.name}, opset {opset}\n"
             '  Check that the dense model exports, or lower to "fx" instead.'
         ) from error
+
+
+def read_onnx(file: Path) -> Any:
+    """The ModelProto in `file`; its path if the weights lie in a file beside."""
+    import onnx
+
+    return file if _data_file(file).exists() else onnx.load(str(file))
+
+
+def copy_onnx(source: Path, target: Path) -> None:
+    """`source` as `target`, with the file of its weights, if it has one."""
+    if not _data_file(source).exists():
+        shutil.copyfile(source, target)
+        return
+    import onnx
+
+    model = onnx.load(str(source), load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = _data_file(target).name
+    shutil.copyfile(_data_file(source), _data_file(target))
+    onnx.save_model(model, str(target))
+
+
+def _data_file(file: Path) -> Path:
+    return file.with_name(f"{file.name}.data")
 
 
 def _name_axes(converted: Any) -> None:
