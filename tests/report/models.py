@@ -13,7 +13,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 HIDDEN = 16
 HEAD = 4
-HEADS = 4
 WIDTH = 24
 VOCABULARY = 32
 
@@ -34,6 +33,9 @@ class Encoder:
         output: Name of the output.
         quantised: MLP weights are int8 with a DequantizeLinear.
         scale: Factor on the attention scores of every layer.
+        hidden: Width of the residual stream.
+        head: Size of one head; there are `hidden / head` of them.
+        width: MLP channels.
     """
 
     layers: int = 3
@@ -45,6 +47,9 @@ class Encoder:
     output: str = "last_hidden_state"
     quantised: bool = False
     scale: float = 0.5
+    hidden: int = HIDDEN
+    head: int = HEAD
+    width: int = WIDTH
 
     def __post_init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -53,7 +58,7 @@ class Encoder:
         self.count = 0
 
     def build(self) -> onnx.ModelProto:
-        table = self.weight("embeddings.word.weight", (VOCABULARY, HIDDEN))
+        table = self.weight("embeddings.word.weight", (VOCABULARY, self.hidden))
         value = self.add("Gather", [table, "input_ids"], "embeddings.word", axis=0)
         for index in range(self.layers):
             value = self.layer(value, index)
@@ -66,7 +71,7 @@ class Encoder:
             [helper.make_tensor_value_info("input_ids", TensorProto.INT64, dims)],
             [
                 helper.make_tensor_value_info(
-                    self.output, TensorProto.FLOAT, [*dims, HIDDEN]
+                    self.output, TensorProto.FLOAT, [*dims, self.hidden]
                 )
             ],
             self.tensors,
@@ -80,26 +85,28 @@ class Encoder:
         name = f"encoder.layer.{index}"
         attended = self.attention(value, index, f"{name}.attention")
         value = self.add("Add", [value, attended], name)
-        scale = self.weight(f"{name}.norm.weight", (HIDDEN,))
+        scale = self.weight(f"{name}.norm.weight", (self.hidden,))
         value = self.add("LayerNormalization", [value, scale], f"{name}.norm", axis=-1)
         hidden = self.linear(
-            value, f"{name}.up", self.channels.get(index, range(WIDTH)), None
+            value, f"{name}.up", self.channels.get(index, range(self.width)), None
         )
         hidden = self.add("Gelu", [hidden], f"{name}.act")
         if index in self.insert_after_gelu:
             hidden = self.add("Clip", [hidden, self.constant(-3.0)], f"{name}.act")
         narrow = self.linear(
-            hidden, f"{name}.down", None, self.channels.get(index, range(WIDTH))
+            hidden, f"{name}.down", None, self.channels.get(index, range(self.width))
         )
         return self.add("Add", [value, narrow], name)
 
     def attention(self, value: str, index: int, name: str) -> str:
-        heads = self.heads.get(index, range(HEADS))
-        entries = [head * HEAD + entry for head in heads for entry in range(HEAD)]
-        split = self.table([0, 0, len(heads), HEAD])
+        heads = self.heads.get(index, range(self.hidden // self.head))
+        entries = [
+            head * self.head + entry for head in heads for entry in range(self.head)
+        ]
+        split = self.table([0, 0, len(heads), self.head])
         parts = []
         for part in ("query", "key", "value"):
-            flat = self.linear(value, f"{name}.{part}", entries, None, HIDDEN)
+            flat = self.linear(value, f"{name}.{part}", entries, None, self.hidden)
             folded = self.add("Reshape", [flat, split], name)
             parts.append(self.add("Transpose", [folded], name, perm=[0, 2, 1, 3]))
         turned = self.add("Transpose", [parts[1]], name, perm=[0, 1, 3, 2])
@@ -109,7 +116,7 @@ class Encoder:
         mixed = self.add("MatMul", [scores, parts[2]], name)
         mixed = self.add("Transpose", [mixed], name, perm=[0, 2, 1, 3])
         flat = self.add("Reshape", [mixed, self.table([0, 0, -1])], name)
-        return self.linear(flat, f"{name}.output", None, entries, HIDDEN)
+        return self.linear(flat, f"{name}.output", None, entries, self.hidden)
 
     def linear(
         self,
@@ -117,12 +124,13 @@ class Encoder:
         name: str,
         rows: Sequence[int] | None,
         columns: Sequence[int] | None,
-        width: int = WIDTH,
+        width: int | None = None,
     ) -> str:
         """A layer of which `rows` of the outputs and `columns` of the inputs stay."""
-        sizes = (HIDDEN, width) if rows is not None else (width, HIDDEN)
-        full = self.random.standard_normal(sizes).astype(np.float32)
-        bias = self.random.standard_normal(sizes[1]).astype(np.float32)
+        width = self.width if width is None else width
+        sizes = (self.hidden, width) if rows is not None else (width, self.hidden)
+        full = self.random.standard_normal(sizes, np.float32)
+        bias = self.random.standard_normal(sizes[1], np.float32)
         if rows is not None:
             full, bias = full[:, list(rows)], bias[list(rows)]
         if columns is not None:
@@ -145,7 +153,7 @@ class Encoder:
         return self.add("DequantizeLinear", operands, name)
 
     def weight(self, name: str, shape: tuple[int, ...]) -> str:
-        values = self.random.standard_normal(shape).astype(np.float32)
+        values = self.random.standard_normal(shape, np.float32)
         return self.store(name, values)
 
     def table(self, values: list[int]) -> str:
