@@ -105,6 +105,62 @@ def test_rows_and_columns_of_closed_units_do_not_matter(name: str, kind: str) ->
         torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6)
 
 
+def gated(name: str, kind: str) -> list[list[str]]:
+    model, analysis = entry(name).build(), analysis_of(name)
+    specs = gate_specs(analysis, (kind,), model)
+    return [[str(site) for site in spec.sites] for spec in specs]
+
+
+def test_one_site_suffices_where_units_are_only_contracted() -> None:
+    layer = "transformer.h.0"
+    assert gated("gpt2", "mlp")[0] == [f"input 0 of {layer}.mlp.c_proj, dim -1"]
+    assert gated("gpt2", "head")[0] == [f"input 0 of {layer}.attn.c_proj, dim -1"]
+    assert gated("gpt2", "qk")[0] == [f"output 0 of {layer}.attn.c_attn, dim -1"]
+
+
+def test_fused_projection_is_gated_at_its_queries_alone() -> None:
+    analysis = analysis_of("gpt2")
+    spec = gate_specs(analysis, ("qk",), entry("gpt2").build())[0]
+    index = spec.sites[0].index
+    assert index[:32].tolist() == list(range(32))
+    assert index[32:].tolist() == [-1] * 64
+
+
+def test_norm_over_query_dims_needs_the_keys_gated_too() -> None:
+    path = "model.layers.0.self_attn"
+    assert gated("llama", "qk")[0] == [f"output 0 of {path}.q_proj, dim -1"]
+    both = [f"output 0 of {path}.{name}_proj, dim -1" for name in "qk"]
+    assert gated("qwen3", "qk")[0] == both
+
+
+def test_functional_projection_is_gated_at_its_parameters() -> None:
+    path = "layers.0.self_attn"
+    assert gated("torch-encoder", "head")[0] == [
+        f"parameter out_proj.weight of {path}, dim 1"
+    ]
+    assert gated("torch-encoder", "qk")[0] == [
+        f"parameter in_proj_weight of {path}, dim 0",
+        f"parameter in_proj_bias of {path}, dim 0",
+    ]
+
+
+def test_layers_that_share_weights_share_a_site() -> None:
+    sites = [site for one in gated("albert", "mlp") for site in one]
+    assert sites == [
+        "input 0 of encoder.albert_layer_groups.0.albert_layers.0.ffn_output, dim -1"
+    ]
+
+
+def test_stream_is_gated_at_everything_that_writes_it() -> None:
+    (sites,) = gated("llama", "residual")
+    layers = [f"model.layers.{k}.{w}" for k in (0, 1) for w in WRITERS]
+    modules = ["model.embed_tokens", *layers]
+    assert sites == [f"output 0 of {module}, dim -1" for module in modules]
+
+
+WRITERS = ("self_attn.o_proj", "mlp.down_proj")
+
+
 def test_gates_act_without_gradients_too() -> None:
     """Torch's fused inference kernels of encoder layers must not bypass the hooks."""
     found = entry("torch-encoder")

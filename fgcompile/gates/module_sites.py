@@ -235,7 +235,7 @@ def _readable(calls: Calls, reader: str, parameter: str) -> tuple[str, str]:
 def _frames(node: Node) -> list[str]:
     """Calls of modules that `node` ran in, outermost first; repeats are numbered."""
     stack = node.meta.get("nn_module_stack") or {}
-    return [path for path, _ in stack.values() if not path.startswith("_empty")]
+    return [key for key, (path, _) in stack.items() if not path.startswith("_empty")]
 
 
 def _call(node: Node) -> str | None:

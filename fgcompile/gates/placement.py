@@ -14,6 +14,7 @@ from fgcompile.errors import GateError
 from fgcompile.gates.layout import Layout, Target
 from fgcompile.gates.module_sites import Calls, NoSiteError, eager_sites, value_index
 from fgcompile.gates.places import places_of
+from fgcompile.gates.queries import query_side
 from fgcompile.gates.readers import Place
 from fgcompile.gates.spec import GateSite, GateSpec
 from fgcompile.program import module_path
@@ -43,6 +44,8 @@ def gate_specs(
         if group.kind not in kinds or group.pinned is not None:
             continue
         target = layout.target(group)
+        if group.kind == "qk":
+            target = query_side(target)
         try:
             places = places_of(target)
             if not places:
