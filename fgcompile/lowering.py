@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -77,7 +79,6 @@ class Lowered:
     _run: Callable[..., Any]
     _closed: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _files: Path | None = None
-    _folder: Any = field(default=None, repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Outputs for the inputs that the model's forward takes."""
@@ -215,20 +216,26 @@ def _lower_to_onnx(
     verify: bool,
     opset: int,
 ) -> Lowered:
-    folder = tempfile.TemporaryDirectory(prefix="fgcompile-")
-    file = Path(folder.name) / "model.onnx"
-    write_onnx(lowered, file, opset)
-    run = OnnxModel(file, lowered)
-    if verify:
-        comparison = verify_equal(
-            program,
-            run,
-            name="the ONNX file in onnxruntime",
-            scale=_ONNX_SCALE,
-            visible_only=True,
-        )
-    model = read_onnx(file)
-    return Lowered(model, "onnx", lowered, comparison, program, run, {}, file, folder)
+    folder = Path(tempfile.mkdtemp(prefix="fgcompile-"))
+    try:
+        file = folder / "model.onnx"
+        write_onnx(lowered, file, opset)
+        run = OnnxModel(file, lowered)
+        if verify:
+            comparison = verify_equal(
+                program,
+                run,
+                name="the ONNX file in onnxruntime",
+                scale=_ONNX_SCALE,
+                visible_only=True,
+            )
+        model = read_onnx(file)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    # The folder lives as long as the session that reads it.
+    weakref.finalize(run, shutil.rmtree, folder, ignore_errors=True)
+    return Lowered(model, "onnx", lowered, comparison, program, run, _files=file)
 
 
 def save_lowered(lowered: Lowered, path: Path) -> Path:
