@@ -9,7 +9,6 @@ from fgcompile.report.changes import (
     Layer,
     Measure,
     Note,
-    ParameterChange,
     Pinned,
     Verdict,
     Verification,
@@ -73,7 +72,7 @@ def diff_summaries(
         parameters=changed,
         layers=_layers(old, new, groups),
         pinned=tuple(sorted(pinned, key=lambda p: natural_key(p.name))),
-        notes=(*_own_notes(before, after, changed), *notes),
+        notes=(*_own_notes(before, after), *notes),
         title=title,
     )
     return diff.with_budgets(budgets)
@@ -151,9 +150,7 @@ def _sizes_differ(before: ModelSummary, after: ModelSummary) -> bool:
     )
 
 
-def _own_notes(
-    before: ModelSummary, after: ModelSummary, changed: Sequence[ParameterChange]
-) -> list[Note]:
+def _own_notes(before: ModelSummary, after: ModelSummary) -> list[Note]:
     notes = [Note(text) for text in dict.fromkeys([*before.notes, *after.notes])]
     if before.nodes and after.nodes and _sizes_differ(before, after):
         shapes = f"{before.stated_shape} before and {after.stated_shape} after"
@@ -166,7 +163,4 @@ def _own_notes(
                 "the interface were compared, operations were not"
             )
         )
-    trained = sum(change.values_changed for change in changed)
-    if trained:
-        notes.append(Note(f"{trained} tensors of equal shape hold other values"))
     return notes

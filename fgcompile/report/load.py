@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from torch import nn
 from torch.export import ExportedProgram
@@ -25,14 +25,6 @@ Inputs = tuple[Any, ...] | dict[str, Any] | None
 _NOT_TRACED = (
     "only parameters were compared: without example_inputs {name} was not traced"
 )
-
-
-@runtime_checkable
-class _LoweredLike(Protocol):
-    """What `lower` returns: a model, and the report on how it came about."""
-
-    model: Any
-    report: Any
 
 
 def summarize(
@@ -67,8 +59,10 @@ def summarize(
         return _summarize_module(source, example_inputs, shapes)
     if type(source).__name__ == "ModelProto":
         return summarize_onnx(source, None, shapes)
-    if isinstance(source, _LoweredLike):
-        return summarize(source.model, example_inputs, shapes)
+    program = getattr(source, "program", None)
+    if isinstance(program, Program):  # what `lower` returns
+        in_torch = isinstance(source.model, nn.Module)
+        return summarize(program if in_torch else source.model, None, shapes)
     raise CaptureError(
         f"cannot read a model from an object of type {type(source).__name__}\n"
         "  Give a module, an exported program, an ONNX model, or a path."

@@ -118,10 +118,23 @@ class View:
         larger = len(diff.groups) - smaller
         parts += [f"{plural(smaller, 'group')} shrank"] * bool(smaller)
         parts += [f"{plural(larger, 'group')} grew"] * bool(larger)
+        parts += self._values
         parts += [self.operations] * any(not change.follows for change in diff.nodes)
         if not parts:
             parts.append(f"{plural(len(diff.parameters), 'tensor')} changed")
         return ", ".join(parts)
+
+    @property
+    def _values(self) -> list[str]:
+        """Which stored values are of another type, or simply others."""
+        types = Counter(
+            f"{change.dtype_before} -> {change.dtype_after}"
+            for change in self.diff.parameters
+            if change.action == "changed" and change.dtype_before != change.dtype_after
+        )
+        parts = [f"{plural(n, 'tensor')} {text}" for text, n in sorted(types.items())]
+        others = sum(change.values_changed for change in self.diff.parameters)
+        return parts + [f"{plural(others, 'tensor')} hold other values"] * bool(others)
 
     @cached_property
     def operations(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import fgcompile
 from fgcompile.analysis.coupling import find_groups
 from fgcompile.capture import capture
 from fgcompile.errors import CaptureError, FormatError
@@ -84,7 +84,7 @@ def sources(tmp_path):
             "pt2": tmp_path / f"{name}.pt2",
             "folder": folder,
             "safetensors": folder / "model.safetensors",
-            "lowered": SimpleNamespace(model=program.graph_module, report=None),
+            "lowered": fgcompile.lower(model, example_inputs=INPUTS),
         }
 
     return forms(Mlp().eval(), "before"), forms(Mlp(KEPT).eval(), "after")
@@ -107,6 +107,21 @@ def test_graphs_of_any_kind_agree_with_the_module(sources, kind):
         tuple(KEPT),
     )
     assert not report.nodes
+
+
+def test_a_lowered_onnx_model_is_compared_as_onnx(tmp_path):
+    only_mlp = fgcompile.GateConfig(kinds=("mlp",))
+    gated = fgcompile.insert_gates(Mlp().eval(), INPUTS, only_mlp)
+    for gate in fgcompile.gates(gated).values():
+        gate.close([unit for unit in range(12) if unit not in KEPT])
+    lowered = fgcompile.lower(gated, "onnx", tmp_path / "out")
+    files = diff(onnx_of(Mlp().eval(), tmp_path / "before.onnx"), lowered)
+    assert [(g.before, g.after, g.kept) for g in files.groups] == [(12, 4, tuple(KEPT))]
+    assert diff(lowered, tmp_path / "out").same
+    own = lowered.report
+    assert [(g.before, g.after, g.kept) for g in own.groups] == [(12, 4, tuple(KEPT))]
+    assert own.verdict.verified is not None
+    assert own.verdict.verified.max_difference < 1e-5
 
 
 @pytest.mark.parametrize("kind", WEIGHTS)
