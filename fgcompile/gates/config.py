@@ -31,6 +31,9 @@ class Budget:
             training is a good choice. None means 100, so that short runs meet it too.
         begin: Optimizer steps before anything is pruned.
         of: What a limit is a fraction of.
+        evenness: Every group keeps at least this fraction of the units that it would
+            keep if all groups were pruned alike, so that none becomes a bottleneck.
+            With 0 a whole group may go, and its block of the model with it.
         ascent: Rate at which the multipliers of the penalty grow, times the square
             root of the number of units.
     """
@@ -40,6 +43,7 @@ class Budget:
     steps: int | None = None
     begin: int = 0
     of: Literal["gated", "model"] = "gated"
+    evenness: float = 0.7
     ascent: float = 0.1
 
     def __post_init__(self) -> None:
@@ -58,6 +62,8 @@ class Budget:
                 )
         if self.steps is not None and self.steps < 1:
             raise GateError(f"Budget(steps={self.steps}): expected at least 1")
+        if not 0 <= self.evenness <= 1:
+            raise GateError(f"Budget(evenness={self.evenness}): expected 0 to 1")
 
     @property
     def limits(self) -> dict[str, float]:

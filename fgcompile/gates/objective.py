@@ -83,8 +83,9 @@ class BudgetObjective(Objective):
     The term presses on all gates, and those that matter resist. What it has not closed
     yet, `pruned` closes: the units that score lowest, in training and in eval alike,
     so that the counted cost meets the target at every step whatever the optimizer does.
-    Once the target has arrived at the limit, the selection is final and the pressure
-    ends: what is left is trained without further loss of units.
+    Scores of different groups compare only roughly, so each group keeps a part of its
+    best units. Once the target has arrived at the limit, the selection is final and
+    the pressure ends: what is left is trained without further loss of units.
 
     The multipliers rest while the gates move nearly in step, since more pressure would
     close them all at once. They grow with the square root of the number of units, as
@@ -156,7 +157,17 @@ class BudgetObjective(Objective):
         costs = units.costs(self.costs).double()
         limits = self.target.double() * costs.sum(1)
         still = costs.masked_fill(units.closed, 0.0)
-        return units_to_prune(units.score(), still, limits)
+        return units_to_prune(units.score(), still, limits, self._protected(units))
+
+    def _protected(self, units: Flat) -> Tensor:
+        """The best units of every gate: its share, times `evenness`."""
+        share = self.budget.evenness * self.target.min()
+        parts = []
+        for score in units.score().split(units.sizes):
+            rank = score.argsort(descending=True, stable=True).argsort()
+            # Rounded down, so that no group of few units breaks the budget.
+            parts.append(rank < (share * len(score) + 1e-6).floor())
+        return torch.cat(parts)
 
 
 UNANIMOUS = 0.4

@@ -8,7 +8,9 @@ from torch import Tensor
 ROUNDS = 3
 
 
-def units_to_prune(score: Tensor, costs: Tensor, limits: Tensor) -> Tensor:
+def units_to_prune(
+    score: Tensor, costs: Tensor, limits: Tensor, protected: Tensor | None = None
+) -> Tensor:
     """Units to close so that every cost of the others is within its limit.
 
     Walks the units from the lowest score up. Where the next one would undershoot the
@@ -19,6 +21,8 @@ def units_to_prune(score: Tensor, costs: Tensor, limits: Tensor) -> Tensor:
         score: One per unit, shape `[n]`.
         costs: Cost of each unit, one row per limit, float64, shape `[limits n]`.
         limits: Limit on the sum of each row over the units that stay.
+        protected: Units that are pruned only where the others cannot fill a limit,
+            bool, shape `[n]`.
 
     Returns:
         Bool, shape `[n]`.
@@ -26,24 +30,31 @@ def units_to_prune(score: Tensor, costs: Tensor, limits: Tensor) -> Tensor:
     # Only tensor operations: this runs in every training forward, also when compiled.
     order = score.argsort(stable=True)
     pruned = torch.zeros_like(score, dtype=torch.bool)
+    spare = pruned if protected is None else protected[order]
     for cost, limit in zip(costs[:, order], limits, strict=True):
-        # Without a tolerance the rounding of a sum would close one unit too many.
-        limit = limit + 1e-9 * cost.sum()
-        for _ in range(ROUNDS):
-            pruned = pruned | _fitting(pruned, cost, limit)
+        for spared in (spare, torch.zeros_like(spare)):
+            for _ in range(ROUNDS):
+                pruned = pruned | _fitting(pruned, cost, limit, spared)
         pruned = pruned | _cheapest(pruned, cost, limit)
     return torch.zeros_like(pruned).scatter(0, order, pruned)
 
 
 def _excess(pruned: Tensor, cost: Tensor, limit: Tensor) -> Tensor:
-    return cost.masked_fill(pruned, 0.0).sum() - limit
+    # Rounded to nothing where it is nothing but the rounding of a sum.
+    excess = cost.masked_fill(pruned, 0.0).sum() - limit
+    return torch.where(excess > _rounding(cost), excess, 0.0)
 
 
-def _fitting(pruned: Tensor, cost: Tensor, limit: Tensor) -> Tensor:
+def _rounding(cost: Tensor) -> Tensor:
+    return 1e-9 * cost.sum()
+
+
+def _fitting(pruned: Tensor, cost: Tensor, limit: Tensor, spared: Tensor) -> Tensor:
     """The first units that together cost at most what is still too much."""
     excess = _excess(pruned, cost, limit)
-    fits = ~pruned & (cost > 0) & (cost <= excess)
-    return fits & (cost.masked_fill(~fits, 0.0).cumsum(0) <= excess)
+    fits = ~pruned & ~spared & (cost > 0) & (cost <= excess + _rounding(cost))
+    running = cost.masked_fill(~fits, 0.0).cumsum(0)
+    return fits & (running <= excess + _rounding(cost)) & (excess > 0)
 
 
 def _cheapest(pruned: Tensor, cost: Tensor, limit: Tensor) -> Tensor:

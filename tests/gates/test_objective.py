@@ -214,6 +214,7 @@ def test_macs_of_the_model_come_from_the_analysis() -> None:
         ({"params": 0.0}, r"in \(0, 1\]"),
         ({"params": 60}, r"in \(0, 1\]"),
         ({"params": 0.5, "steps": 0}, "expected at least 1"),
+        ({"params": 0.5, "evenness": 2}, "expected 0 to 1"),
     ],
 )
 def test_impossible_budgets_are_refused(options: Any, text: str) -> None:
@@ -260,6 +261,34 @@ def test_cost_is_never_above_the_limit_and_close_below_it() -> None:
         kept = costs[:, ~pruned].sum(1)
         assert (kept <= limits + 1e-6).all()
         assert (limits - kept).min() < 5
+
+
+def test_protected_units_go_last_but_go() -> None:
+    score = torch.arange(6.0)
+    costs = torch.ones(1, 6, dtype=torch.float64)
+    protected = torch.tensor([True, True, False, False, False, False])
+    kept = [
+        (~units_to_prune(score, costs, torch.tensor([limit]), protected)).tolist()
+        for limit in (3.0, 1.0)
+    ]
+    assert kept[0] == [True, True, False, False, False, True]
+    assert kept[1] == [False, True, False, False, False, False]
+
+
+@pytest.mark.parametrize(("evenness", "least"), [(0.0, 0), (0.5, 2), (1.0, 4)])
+def test_every_group_keeps_its_part_of_the_share(evenness: float, least: int) -> None:
+    first = spec("a", "mlp", [site("0", torch.arange(8))])
+    second = spec("b", "mlp", [site("1", torch.arange(8))])
+    wide = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    budget = Budget(params=0.5, steps=1, evenness=evenness)
+    model = attach(wide, [first, second], quiet(budget=budget))
+    low, high = [-0.1 * n for n in range(1, 9)], [0.5] * 8
+    set_logits(model, low, high)
+    container_of(model).updates.fill_(1)
+    container_of(model).settle()
+    open_ = gates(model)["a"].open
+    assert open_.tolist() == [True] * least + [False] * (8 - least)
+    assert status(model)["cost"]["params"] == 0.5
 
 
 def test_nothing_is_pruned_within_the_limit() -> None:
