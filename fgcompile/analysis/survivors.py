@@ -11,8 +11,11 @@ values do not matter, and results stay exact. Rules, for each step:
     with other indices for each outer unit; a loose operand must only be wider.
 (4) Movement keeps an element exactly if it keeps its origin.
 (5) In a plane over several dims, rows that survive have equally many units; which
-    ones may differ from row to row.
+    ones may differ from row to row. Units that are coupled within a row, such as the
+    pairs of a rotary embedding, are revived together where they fit.
 (6) No plane is empty.
+(7) A factor that an operator reads as a whole is whole while the operator is there: an
+    index that is data must find its row, even if nothing sees the result.
 """
 
 from __future__ import annotations
@@ -64,6 +67,7 @@ def close_survivors(
             for p, q in zip(mine, other, strict=True):
                 p |= q
     survivors = Survivors(planes)
+    labels = np.append(flow.units.classes(), -1)
     for masks, value in zip(planes, flow.values, strict=True):
         for mask, ids in zip(masks, value.planes, strict=True):
             mask |= ids < 0
@@ -71,7 +75,7 @@ def close_survivors(
     dirty = set(range(len(planes)))
     readers = _readers(flow)
     while dirty:
-        dirty = _sweep(flow, survivors, readers, dirty)
+        dirty = _sweep(flow, survivors, labels, readers, dirty)
     return survivors
 
 
@@ -85,12 +89,16 @@ def _readers(flow: Flow) -> list[list[int]]:
 
 
 def _sweep(
-    flow: Flow, survivors: Survivors, readers: list[list[int]], dirty: set[int]
+    flow: Flow,
+    survivors: Survivors,
+    labels: Array,
+    readers: list[list[int]],
+    dirty: set[int],
 ) -> set[int]:
     """One round over all steps that touch a dirty value; the values that grew."""
     for v in dirty:
-        for mask in survivors.planes[v]:
-            _make_rectangular(mask)
+        for mask, ids in zip(survivors.planes[v], flow.values[v].planes, strict=True):
+            _make_rectangular(mask, labels[ids])
     grown: set[int] = set()
     for k in sorted({k for v in dirty for k in readers[v]}):
         step = flow.steps[k]
@@ -129,7 +137,7 @@ def align_survivors(step: Align, survivors: Survivors) -> set[int]:
     kept = required(step, survivors)
     for slot, mask in zip(slots, masks, strict=True):
         wide = slot.spread(mask)
-        wanted = _fit(slot, wide, kept)
+        wanted = _whole(step, slot, _fit(slot, wide, kept))
         if (wanted & ~wide).any():
             mask |= slot.collect(wanted, mask.shape)
             grown.add(slot.value)
@@ -179,6 +187,12 @@ def _fit(slot: Slot, mask: Array, kept: dict[int, Array]) -> Array:
     return mask
 
 
+def _whole(step: Align, slot: Slot, mask: Array) -> Array:
+    """Rule (7)."""
+    axes = tuple(a for a in slot.axes if a in step.pinned)
+    return mask | _any(mask, axes) if axes else mask
+
+
 def _any(mask: Array, axes: tuple[int, ...]) -> Array:
     """`mask.any` over `axes`, which stay as dims of size 1."""
     return np.asarray(mask.any(axis=axes, keepdims=True)) if axes else mask
@@ -190,36 +204,56 @@ def _not_empty(mask: Array) -> None:
         mask.reshape(-1)[0] = True
 
 
-def _make_rectangular(mask: Array) -> None:
-    """Rule (5), in place: revive the fewest units, the most popular ones first."""
+def _make_rectangular(mask: Array, labels: Array) -> None:
+    """Rule (5), in place: revive the fewest units, the most popular ones first.
+
+    `labels` are the coupled classes of the plane's units.
+    """
     _not_empty(mask)
     dims = [k for k, n in enumerate(mask.shape) if n > 1]
     if len(dims) > 1 and not mask.all():
         shape = tuple(mask.shape[k] for k in dims)
-        mask |= _rectangular(mask.reshape(shape)).reshape(mask.shape)
+        whole = _rectangular(mask.reshape(shape), labels.reshape(shape))
+        mask |= whole.reshape(mask.shape)
 
 
-def _rectangular(mask: Array) -> Array:
+def _rectangular(mask: Array, labels: Array) -> Array:
     if mask.ndim == 1:
         return mask
     rows = mask.reshape(-1, mask.shape[-1]).copy()
-    _fill_rows(rows)
-    some = _any(rows, (1,)).reshape(mask.shape[:-1])
-    alive = _rectangular(some).reshape(-1)
+    classes = labels.reshape(rows.shape)
+    _fill_rows(rows, classes)
+    some: Array = np.asarray(rows.any(axis=1))
+    outer = mask.shape[:-1]
+    alive = _rectangular(some.reshape(outer), classes[:, 0].reshape(outer)).reshape(-1)
     new = alive & ~rows.any(axis=1)
     if new.any():
         width = int(rows.sum(axis=1).max())
-        rows[np.ix_(new, _popular(rows)[:width])] = True
+        for row in np.flatnonzero(new):
+            rows[row, _chosen(_popular(rows), classes[row], width)] = True
     return rows.reshape(mask.shape)
 
 
-def _fill_rows(rows: Array) -> None:
+def _fill_rows(rows: Array, classes: Array) -> None:
     counts = rows.sum(axis=1)
     width = int(counts.max())
     popular = _popular(rows)
     for row in np.flatnonzero((counts > 0) & (counts < width)):
-        dead = [c for c in popular if not rows[row, c]]
-        rows[row, dead[: width - counts[row]]] = True
+        dead = popular[~rows[row, popular]]
+        rows[row, _chosen(dead, classes[row], width - int(counts[row]))] = True
+
+
+def _chosen(candidates: Array, classes: Array, count: int) -> list[int]:
+    """The first `count` candidates; coupled ones together, as long as they fit."""
+    groups: dict[int, list[int]] = {}
+    for candidate in candidates.tolist():
+        groups.setdefault(int(classes[candidate]), []).append(candidate)
+    chosen: list[int] = []
+    for coupled in groups.values():
+        if len(chosen) + len(coupled) <= count:
+            chosen += coupled
+    rest = candidates[~np.isin(candidates, chosen)].tolist()
+    return chosen + rest[: count - len(chosen)]
 
 
 def _popular(rows: Array) -> Array:

@@ -129,3 +129,25 @@ def mean_loss(model: Callable[..., Any], stories: list[Tensor]) -> float:
         loss = nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
         total, count = total + float(loss), count + ids.shape[1] - 1
     return total / count
+
+
+@pytest.mark.parametrize("what", INSIDE_HEADS)
+def test_ragged_heads_stay_as_wide_as_the_fullest(decoder: Case, what: str) -> None:
+    model = decoder.gate(what)
+    name, gate = next(iter(gates(model).items()))
+    heads = torch.arange(gate.size).view(decoder.heads, -1)
+    # Of the units in heads 0, 1, 2, 3 there go 1, 2, 3 and 3, each head others.
+    gone = [heads[0, :1], heads[1, 1:3], heads[2, :3], heads[3, -3:]]
+    gate.close(torch.cat(gone))
+    lowered = lower(model)
+    assert decoder.difference(model, lowered) <= EQUAL
+    after = decoder.analysis.parameters_after({name: heads[:, 0]})
+    assert parameter_count(lowered.model) == after
+    assert [(n.text, n.subject, n.level) for n in lowered.report.notes] == [
+        (
+            "5 of 9 closed units stay: other rows of the same tensor keep as many, "
+            "and tensors are rectangular",
+            name,
+            "warning",
+        )
+    ]
