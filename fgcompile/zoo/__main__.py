@@ -1,26 +1,69 @@
-"""`python -m fgcompile.zoo [NAME ...]`: capture every model, or the named ones."""
+"""`python -m fgcompile.zoo`: what becomes of every model of the zoo."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Annotated
 
+import torch
+import typer
+
+from fgcompile.zoo.closing import GATED, Result, close_and_lower
 from fgcompile.zoo.models import entries
+from fgcompile.zoo.registry import Entry
 from fgcompile.zoo.survey import survey
+from fgcompile.zoo.table import line, markdown
+
+app = typer.Typer(add_completion=False)
 
 
-def main(names: list[str]) -> int:
-    """Print one line per model; 1 if any failed, 2 if a name is unknown."""
+@app.command()
+def main(
+    names: Annotated[list[str] | None, typer.Argument(help="Models; all.")] = None,
+    kinds: Annotated[str, typer.Option(help="Kinds of gate.")] = ",".join(GATED),
+    seed: Annotated[int, typer.Option(help="Which units are closed.")] = 0,
+    onnx: Annotated[bool, typer.Option(help="Also lower to ONNX.")] = False,
+    capture: Annotated[bool, typer.Option(help="Only capture.")] = False,
+    page: Annotated[Path | None, typer.Option("--markdown", help="Write here.")] = None,
+) -> None:
+    """Close half of the units of each kind at random, lower, and compare.
+
+    Prints one line per model: for each kind of group the share of the closed units'
+    parameters that went, and the largest difference to the gated model. The exit
+    status is 1 if anything failed, 2 if a name is unknown.
+    """
+    torch.set_num_threads(1)
+    chosen = _chosen(names or [])
+    if capture:
+        raise typer.Exit(_survey(chosen))
+    results: list[Result] = []
+    for entry in chosen:
+        results.append(
+            close_and_lower(entry, tuple(kinds.split(",")), onnx=onnx, seed=seed)
+        )
+        print(line(results[-1]), flush=True)
+    if page is not None:
+        page.write_text(markdown(results))
+    raise typer.Exit(int(any(result.failed for result in results)))
+
+
+def _chosen(names: list[str]) -> list[Entry]:
     known = {entry.name: entry for entry in entries()}
     unknown = [name for name in names if name not in known]
     if unknown:
         print(f"unknown: {', '.join(unknown)}\n  Choose from: {', '.join(known)}")
-        return 2
+        raise typer.Exit(2)
+    return [known[name] for name in names or known]
+
+
+def _survey(chosen: list[Entry]) -> int:
     failed = False
-    for row in survey(known[name] for name in names or known):
+    for row in survey(chosen):
         print(row, flush=True)
         failed |= bool(row.error)
     return int(failed)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(app())

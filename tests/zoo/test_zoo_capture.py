@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from fgcompile.capture import capture, other_inputs
 from fgcompile.capture.state import tracing_state
 from fgcompile.program import Program
-from fgcompile.zoo.__main__ import main
+from fgcompile.zoo.__main__ import app
 from fgcompile.zoo.models import Entry, entries
 from fgcompile.zoo.survey import survey
 
@@ -77,10 +77,16 @@ def test_names_are_unique_and_some_models_are_kept_out_of_development() -> None:
     assert sum(entry.unseen for entry in entries()) >= 15
 
 
+def run(*arguments: str) -> int:
+    """The exit status of `python -m fgcompile.zoo ARGUMENTS`."""
+    result = app(list(arguments), standalone_mode=False)
+    return int(result or 0)
+
+
 def test_survey_prints_sizes_and_differences(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["plain-mixer", "bert"]) == 0
+    assert run("--capture", "plain-mixer", "bert") == 0
     mixer, bert = capsys.readouterr().out.splitlines()
     assert mixer.split()[0] == "plain-mixer"
     assert mixer.endswith("pixels[b 3 16 16]")
@@ -88,7 +94,7 @@ def test_survey_prints_sizes_and_differences(
 
 
 def test_survey_refuses_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["brt"]) == 2
+    assert run("brt") == 2
     assert capsys.readouterr().out.startswith("unknown: brt\n  Choose from: bert, ")
 
 

@@ -1,0 +1,72 @@
+"""The zoo's results as text: a line each for the terminal, a table for the docs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fgcompile.zoo.closing import Closing, Result
+
+HEADER = """# Supported models
+
+Every model below was built with random weights. Half of the units of each kind of
+group were closed at random, one kind after the other, and the model was lowered:
+`fx` and onnxruntime computed what the gated model does, at several batch sizes and
+lengths, with and without padding. *Removed* is the share of the closed units'
+parameters that really went; where it is less than 100 %, the reason is below.
+
+No code of fgcompile knows any of these models. Regenerate this page with
+`python -m fgcompile.zoo --onnx --markdown docs/supported-models.md`.
+
+"""
+
+
+def line(result: Result) -> str:
+    """One result on one line, its notes below."""
+    if result.error:
+        return f"{result.name:28} FAILED {result.error}"
+    parts = [f"{result.name:28} {result.seconds:6.1f} s"]
+    parts += [_cell(closing) for closing in result.closings]
+    notes = [f"    {note}" for c in result.closings for note in c.notes]
+    return "\n".join(["  ".join(parts), *notes])
+
+
+def _cell(closing: Closing) -> str:
+    if closing.error:
+        return f"{closing.kind} FAILED {closing.error}"
+    onnx = "" if closing.onnx == "-" else f" onnx {closing.onnx}"
+    return f"{closing.kind} {closing.share:.0%} ({closing.difference:.0e}){onnx}"
+
+
+def markdown(results: Iterable[Result]) -> str:
+    """The page `docs/supported-models.md`."""
+    results = list(results)
+    rows = [_row(result, c) for result in results for c in result.closings]
+    rows += [f"| {r.name} | | | | | | {r.error} |" for r in results if r.error]
+    notes = [
+        f"- {result.name}, {note}"
+        for result in results
+        for c in result.closings
+        for note in c.notes
+    ]
+    return "\n".join(
+        [
+            HEADER + "| model | kind | groups | fx | onnx | parameters | removed |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+            "## Closed units that stayed",
+            "",
+            *(notes or ["None."]),
+            "",
+        ]
+    )
+
+
+def _row(result: Result, closing: Closing) -> str:
+    count = result.groups[closing.kind]
+    if closing.error:
+        return f"| {result.name} | {closing.kind} | {count} | {closing.error} | | | |"
+    return (
+        f"| {result.name} | {closing.kind} | {count} | equal | {closing.onnx} | "
+        f"{closing.before:,} -> {closing.after:,} | {min(closing.share, 1):.0%} |"
+    )
