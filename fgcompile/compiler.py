@@ -57,7 +57,9 @@ def insert_gates(
             ATen operators every gate becomes a node.
         example_inputs: Positional or keyword inputs of `forward`. transformers models
             need none.
-        config: Which groups, and how their gates are trained.
+        config: Which groups, and how their gates are trained. By default, the hidden
+            channels and the heads are gated, as far as the model has them; the
+            channels of convolutions in a model that has neither.
 
     Returns:
         The same object.
@@ -67,7 +69,6 @@ def insert_gates(
             has no group that can be gated. The model is unchanged then.
         CaptureError: If the model cannot be captured.
     """
-    config = config or GateConfig()
     if not isinstance(model, nn.Module):
         raise GateError(
             f"cannot gate an object of type {type(model).__name__}\n"
@@ -79,6 +80,7 @@ def insert_gates(
             "  Use fgcompile.gates(model), or take them off with remove_gates(model)."
         )
     analysis = analyze(model, example_inputs)
+    config = config or GateConfig(kinds=_default_kinds(analysis))
     macs = float(analysis.macs)
     if isinstance(model, GraphModule) and is_aten_graph(model):
         specs = gate_specs(analysis, config.kinds)
@@ -90,3 +92,19 @@ def insert_gates(
     # lower() captures with the same inputs, unless it is given others.
     vars(container_of(model))["example_inputs"] = example_inputs
     return model
+
+
+def _default_kinds(analysis: Analysis) -> tuple[str, ...]:
+    """The default kinds that the model has.
+
+    All of them if an operator is unknown: a kind that is missing is then an error.
+    """
+    kinds = GateConfig().kinds
+    reasons = [reason for group in analysis.pinned for reason in group.reasons]
+    present = {group.kind for group in analysis.groups}
+    found = tuple(kind for kind in kinds if kind in present)
+    if any(reason.remedy for reason in reasons):
+        return kinds
+    if not found and "conv" in present:
+        return ("conv",)
+    return found or kinds

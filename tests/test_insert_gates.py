@@ -230,9 +230,36 @@ def test_missing_kind_is_an_error_that_says_why() -> None:
     assert list(model.modules()) == modules
 
 
-def test_plain_mlp_has_no_heads_and_says_so() -> None:
-    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+def plain_mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def test_heads_that_were_asked_for_must_exist() -> None:
+    config = GateConfig(kinds=("mlp", "head"))
     with pytest.raises(GateError, match="0 head groups found"):
-        insert_gates(model, (torch.randn(2, 4),))
-    insert_gates(model, (torch.randn(2, 4),), GateConfig(kinds=("mlp",)))
+        insert_gates(plain_mlp(), (torch.randn(2, 4),), config)
+
+
+def test_by_default_a_model_is_gated_as_far_as_it_has_mlp_or_heads() -> None:
+    model = insert_gates(plain_mlp(), (torch.randn(2, 4),))
     assert {name: gate.size for name, gate in gates(model).items()} == {"mlp": 8}
+
+
+def test_by_default_channels_are_gated_in_a_model_of_convolutions() -> None:
+    found = entry("plain-resnet")
+    model = insert_gates(found.build(), found.example_inputs())
+    assert {gate.kind for gate in gates(model).values()} == {"conv"}
+
+
+def test_unknown_operator_makes_missing_heads_an_error() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.middle, self.down = (nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            mixed = torch.linalg.matrix_exp(self.up(x))
+            return self.down(torch.relu(self.middle(mixed)))
+
+    with pytest.raises(GateError, match="0 head groups found"):
+        insert_gates(Odd(), (torch.randn(2, 4, 4),))

@@ -11,7 +11,8 @@ couple dim 3 of every head, and still each head owns its own rows:
 (2) A unit coupled only with units of one owner (the bias beside a row, the column
     that reads it) is owned by it too.
 (3) A unit between several owners (a norm's weight that all heads share) belongs to
-    all: it goes when all of them go.
+    all: it goes when all of them go. So does a column of a bias table that several
+    layers read.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fgcompile.analysis.steps import Flow
+from fgcompile.analysis.steps import Align, Flow, Slot
 from fgcompile.units import BoolArray, UnitIds, Units, connected_labels
 
 
@@ -74,6 +75,11 @@ def classes_of(flow: Flow, inside: BoolArray) -> Classes:
     child, parent = units.parents()
     heads[labels[parent[inside[child]]]] = True
     owner, shared = _owners(units, labels, heads)
+    tables = _table_owners(flow, labels, heads, owner)
+    shared = (
+        np.concatenate([shared[0], tables[0]]),
+        np.concatenate([shared[1], tables[1]]),
+    )
     found = Classes(
         labels, count, family, _first(units, labels, count), heads, owner, shared
     )
@@ -139,9 +145,9 @@ def _borders(
     pairs = []
     for outer, owned in ((left, right), (right, left)):
         mask = ~direct[outer] & direct[owned]
-        pairs.append((parts[outer[mask]] << 32) + owner[owned[mask]])
+        pairs.append((parts[outer[mask]] << _SHIFT) + owner[owned[mask]])
     distinct = np.unique(np.concatenate(pairs))
-    return distinct >> 32, distinct & 0xFFFFFFFF
+    return distinct >> _SHIFT, distinct & _MASK
 
 
 def _shared(
@@ -157,6 +163,38 @@ def _shared(
         np.cumsum(repeats) - repeats, repeats
     )
     return np.repeat(members, repeats), head[np.repeat(start, repeats) + offsets]
+
+
+def _table_owners(
+    flow: Flow, labels: UnitIds, heads: BoolArray, owner: UnitIds
+) -> tuple[UnitIds, UnitIds]:
+    """(unit, head class) pairs of tables that steps read without coupling them."""
+    head = np.where(heads[labels], labels, owner)
+    pairs = [np.empty(0, np.int64)]
+    for step in flow.steps:
+        slots = step.slots if isinstance(step, Align) else []
+        for table in (slot for slot in slots if slot.loose):
+            pairs += [
+                _beside(flow, table, slot, head)
+                for slot in slots
+                if not slot.loose and table.axes[-1] in slot.axes
+            ]
+    distinct = np.unique(np.concatenate(pairs))
+    return distinct >> _SHIFT, distinct & _MASK
+
+
+def _beside(flow: Flow, table: Slot, slot: Slot, head: UnitIds) -> UnitIds:
+    """Each unit of a table with the head of the unit beside it, as one number."""
+    units, other = np.broadcast_arrays(
+        *(s.spread(flow.values[s.value].planes[s.plane]) for s in (table, slot))
+    )
+    heads = np.where(other >= 0, head[other], -1)
+    known = (units >= 0) & (heads >= 0)
+    return (units[known] << _SHIFT) + heads[known]
+
+
+_SHIFT = 32
+_MASK = (1 << _SHIFT) - 1
 
 
 def _add_pins(flow: Flow, classes: Classes) -> None:

@@ -108,6 +108,28 @@ def test_t5_has_heads_in_every_attention() -> None:
     assert found["mlp", 96] == 2 * LAYERS
 
 
+def test_weights_are_not_read() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=1024,
+        num_hidden_layers=2,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        intermediate_size=4096,
+        vocab_size=32000,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    assert free_kinds(analyze(model)) == {
+        ("residual", 1024): 1,
+        ("head", 4): 2,
+        ("qk", 4 * 32): 2,
+        ("vo", 4 * 64): 2,
+        ("mlp", 4096): 2,
+    }
+
+
 def test_names_come_from_modules_and_are_unique() -> None:
     names = [g.name for g in analysis_of("bert").groups if not g.reasons]
     assert names[:5] == [
