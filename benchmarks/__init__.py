@@ -1,0 +1,1 @@
+"""Timings that no test should depend on."""
