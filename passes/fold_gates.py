@@ -27,9 +27,9 @@ def fold_gates(program: Program) -> bool:
     """No gate is left; factors that no weight could take are multiplications."""
     gates = [n for n in program.graph.nodes if _is_gate(n)]
     for gate in gates:
-        if gate.users and not _drop(program, gate):
-            if not _fold_forward(program, gate):
-                _fold_back(program, gate)
+        for fold in (_drop, _fold_forward, _fold_back):
+            if not gate.users or fold(program, gate):
+                break
     for gate in gates:
         if gate.users:
             _multiply(program, gate)

@@ -122,7 +122,9 @@ def _index(shrinkage: Shrinkage, node: Node) -> None:
         if rows is not None:
             shape = index.meta["val"].shape
             tensor = torch.tensor(rows)
-            tensor = tensor.reshape(shape) if tensor.numel() == shape.numel() else tensor
+            tensor = (
+                tensor.reshape(shape) if tensor.numel() == shape.numel() else tensor
+            )
             indices[dim] = new_buffer(shrinkage.program, "index", tensor)
     node.update_arg(1, indices)
 

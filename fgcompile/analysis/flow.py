@@ -13,7 +13,12 @@ from fgcompile.analysis.alignment import align
 from fgcompile.analysis.joining import concatenate
 from fgcompile.analysis.steps import Array, Flow, Link, Move, Pin, Reason, Value
 from fgcompile.program import Program
-from fgcompile.rules.movement import CannotMove, is_movement, move, remember_constant
+from fgcompile.rules.movement import (
+    ImmovableError,
+    is_movement,
+    move,
+    remember_constant,
+)
 from fgcompile.rules.pattern import PatternError
 from fgcompile.rules.pointwise import pointwise
 from fgcompile.rules.registry import DimRule, is_pointwise, rule_for
@@ -84,7 +89,7 @@ def _call(flow: Flow, node: Node) -> None:
         return
     try:
         _handler(node)(flow, node)
-    except (CannotMove, PatternError) as error:
+    except (ImmovableError, PatternError) as error:
         _unknown(flow, node, operands, str(error))
 
 
@@ -113,7 +118,7 @@ def _rule(flow: Flow, node: Node) -> None:
     elif is_pointwise(node.target):
         found = pointwise(node)
     if found is None:
-        raise CannotMove(f"no dimension rule for {name.replace('::', '.')}")
+        raise ImmovableError(f"no dimension rule for {name.replace('::', '.')}")
     align(flow, node, found if isinstance(found, tuple) else (found,))
 
 
@@ -121,7 +126,7 @@ def _movement(flow: Flow, node: Node) -> None:
     source = node.args[0]
     index = flow.value_of(source) if isinstance(source, Node) else None
     if index is None:
-        raise CannotMove("its index depends on parameters")
+        raise ImmovableError("its index depends on parameters")
     value = flow.values[index]
     moved = {
         p: maps
@@ -147,7 +152,7 @@ def _moved(flow: Flow, node: Node, plane: Array) -> list[Array] | None:
     positions = torch.arange(plane.size).reshape(plane.shape)
     try:
         return [_never_empty(m.numpy()) for m in move(node, positions)]
-    except CannotMove as error:
+    except ImmovableError as error:
         flow.reasons.append(Reason(f"{error} ({node.target})", node))
         flow.units.pin(plane, len(flow.reasons) - 1)
         return None

@@ -19,7 +19,7 @@ from fgcompile.rules.registry import arguments, operand
 from fgcompile.rules.shapes import hidden_shape, hidden_size, tensor_of
 
 
-class CannotMove(Exception):
+class ImmovableError(Exception):
     """The plane cannot follow; the text says why its units are pinned."""
 
 
@@ -56,7 +56,7 @@ def move(node: Node, plane: Tensor) -> list[Tensor]:
     """The plane of each output of `node`, for one plane of its first operand.
 
     Raises:
-        CannotMove: If the operator mixes the plane's dim with a dynamic size.
+        ImmovableError: If the operator mixes the plane's dim with a dynamic size.
     """
     mover = _MOVERS[node.target._schema.name]  # type: ignore[union-attr]
     return mover(node, arguments(node), plane)
@@ -91,7 +91,7 @@ def reshape_plane(
     """`plane` of a value of hidden shape `before`, viewed as `after`.
 
     Raises:
-        CannotMove: If the static parts of the two shapes do not correspond.
+        ImmovableError: If the static parts of the two shapes do not correspond.
     """
     groups = _dim_groups(before, after)
     source, target = [], []
@@ -107,7 +107,7 @@ def _dim_groups(
 ) -> list[tuple[list[int], list[int]]]:
     """Minimal runs of dims with equal products on both sides."""
     if math.prod(before) != math.prod(after):
-        raise CannotMove(f"its static sizes {before} and {after} do not correspond")
+        raise ImmovableError(f"its static sizes {before} and {after} do not correspond")
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(before) or j < len(after):
@@ -153,13 +153,13 @@ def _along_dim(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
     name = node.target._schema.name.split("::")[1]  # type: ignore[union-attr]
     dims = a.get("dim", a.get("dims"))
     if dims is None or dims == [] or name == "diagonal":
-        raise CannotMove(f"{name} without a dim")
+        raise ImmovableError(f"{name} without a dim")
     dims = [d % plane.dim() for d in (dims if isinstance(dims, list) else [dims])]
     if all(plane.shape[d] == 1 for d in dims):
         drops = name in ("select", "unbind")
         return [plane.squeeze(dims) if drops else plane] * _outputs(node)
     if any(_source(node).shape[d] != plane.shape[d] for d in dims):
-        raise CannotMove(f"{name} along a dim that holds batch or sequence too")
+        raise ImmovableError(f"{name} along a dim that holds batch or sequence too")
     moved = _call(node, plane)
     return list(moved) if isinstance(moved, (list, tuple)) else [moved]
 
@@ -177,13 +177,13 @@ def _repeat(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
 @movement("aten::constant_pad_nd", "aten::pad")
 def _pad(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
     if a.get("mode", "constant") != "constant":
-        raise CannotMove("padding that copies elements")
+        raise ImmovableError("padding that copies elements")
     pad = list(a["pad"])
     for k in range(len(pad) // 2):
         if plane.shape[-1 - k] == 1:
             pad[2 * k : 2 * k + 2] = [0, 0]
     if not all(isinstance(p, int) for p in pad):
-        raise CannotMove("padding by a dynamic amount")
+        raise ImmovableError("padding by a dynamic amount")
     return [torch.constant_pad_nd(plane, pad, -1)]
 
 
@@ -208,7 +208,7 @@ def _index(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
             continue
         constant = constant_of(index)
         if constant is None or constant.dtype == torch.bool:
-            raise CannotMove("its index is data")
+            raise ImmovableError("its index is data")
         indices.append(constant)
     return [plane[tuple(indices)]]
 
@@ -219,7 +219,7 @@ def _index_select(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
         return [plane]
     constant = constant_of(a["index"])
     if constant is None:
-        raise CannotMove("its index is data")
+        raise ImmovableError("its index is data")
     return [plane.index_select(a["dim"], constant)]
 
 
@@ -249,7 +249,7 @@ def _call(node: Node, plane: Tensor) -> Any:
     """The node's operator with `plane` in place of its first operand."""
     rest = node.args[1:]
     if any(isinstance(x, Node) for x in _leaves((rest, node.kwargs))):
-        raise CannotMove("an argument is a dynamic size")
+        raise ImmovableError("an argument is a dynamic size")
     return node.target(plane, *rest, **node.kwargs)  # type: ignore[operator]
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 Dim = tuple[str, ...]
 """Factors of one dim, outermost first; () for a dim that is not described."""
@@ -44,7 +44,7 @@ class Pattern:
         return _label(self.output, rank)
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse(text: str) -> Pattern:
     """The pattern that `text` spells.
 

@@ -94,7 +94,7 @@ def close_and_lower(
         analysis = analyze(entry.build(), entry.example_inputs())
     except FgcompileError as error:
         return Result(entry.name, error=first_line(error))
-    free = Counter(g.kind for g in analysis.groups if g.pinned is None)
+    free = Counter(str(g.kind) for g in analysis.groups if g.pinned is None)
     whole = Counter(g.pinned.text for g in analysis.groups if g.pinned is not None)
     closings = tuple(
         _close(entry, analysis, kind, onnx, seed) for kind in kinds if free[kind]

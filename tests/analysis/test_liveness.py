@@ -30,6 +30,8 @@ class Mlp(nn.Module):
 class Attention(nn.Module):
     """Two heads of four dims, rotated in pairs as RoPE does."""
 
+    cos: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.q, self.k, self.v = (nn.Linear(8, 8, bias=False) for _ in range(3))
