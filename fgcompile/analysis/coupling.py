@@ -222,6 +222,8 @@ def _restorable(reasons: tuple[Reason, ...]) -> bool:
 
 def _lots(flow: Flow, classes: Classes) -> list[UnitIds]:
     """Classes of each group, units in the order of their first member."""
+    if not classes.count:
+        return []
     pinned = np.zeros(classes.count, bool)
     for touched, _ in classes.pins:
         pinned[touched] = True

@@ -157,7 +157,7 @@ def zero_of_zeros(node: Node, zeros: list[Node]) -> bool:
     args, kwargs = torch.fx.map_arg((node.args, node.kwargs), sample)
     try:
         result = node.target(*args, **kwargs)  # type: ignore[operator]
-    except (RuntimeError, TypeError):
+    except (RuntimeError, TypeError, IndexError):
         return False
     return isinstance(result, torch.Tensor) and not bool(result.any())
 

@@ -178,4 +178,5 @@ def _difference(want: Tensor, got: Tensor) -> tuple[float, float]:
 def _tensors(outputs: Any) -> list[Tensor]:
     if hasattr(outputs, "to_tuple"):
         outputs = outputs.to_tuple()
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    leaves = pytree.tree_leaves(outputs)
+    return [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]

@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fgcompile.analysis.coupling import Analysis, find_groups
-from fgcompile.analysis.kinds import KINDS
 from fgcompile.capture import capture
-from fgcompile.compiler import insert_gates
+from fgcompile.compiler import analyze
 from fgcompile.errors import FgcompileError, GateError
 from fgcompile.gates import GateConfig, gates
+from fgcompile.gates.attach import attach
+from fgcompile.gates.placement import gate_specs
 from fgcompile.lowering import eliminate, lower
 from fgcompile.passes.base import parameter_count
 from fgcompile.printer import show
@@ -58,6 +59,7 @@ TESTED = ((2, 7), (4, 12), (1, 5))
 TOLERANCE = 1e-9
 _VOCABULARY = 13
 _CHOICES = 10
+_SHRINK_TRIES = 120
 
 
 @dataclass(frozen=True)
@@ -169,9 +171,7 @@ def check(recipe: Recipe, closing: str | None = None) -> Outcome:
 
 def _check_gates(recipe: Recipe) -> Outcome:
     model, inputs = build(recipe), make_inputs(recipe, *BATCHES[0])
-    try:
-        insert_gates(model, inputs, GateConfig(kinds=tuple(KINDS), gate="plain"))
-    except GateError:
+    if not _attach_gates(model, inputs):
         return _check_zeros(recipe, "groups")
     _close_gates(model, np.random.default_rng(recipe.seed))
     before = sum(p.numel() for p in model.parameters())
@@ -182,6 +182,18 @@ def _check_gates(recipe: Recipe) -> Outcome:
     _compare(recipe, model, again)
     _unchanged(lowered.program, again.program)
     return Outcome(before, parameter_count(lowered.program))
+
+
+def _attach_gates(model: nn.Module, inputs: Any) -> bool:
+    """Gates of all kinds that the model has; whether it has any."""
+    analysis, specs = analyze(model, inputs), []
+    for kind in dict.fromkeys(g.kind for g in analysis.groups if not g.reasons):
+        try:
+            specs += gate_specs(analysis, (kind,), model)
+        except GateError:
+            continue
+    attach(model, specs, GateConfig(gate="plain"), model_macs=float(analysis.macs))
+    return bool(specs)
 
 
 def _close_gates(model: nn.Module, rng: np.random.Generator) -> None:
@@ -342,11 +354,15 @@ def _fingerprint(analysis: Analysis) -> list[tuple[Any, ...]]:
 
 
 def shrink(recipe: Recipe, fails: Callable[[Recipe], bool]) -> Recipe:
-    """The smallest recipe found that still fails."""
+    """The smallest recipe found that still fails, after `_SHRINK_TRIES` at most."""
+    tries = 0
     modified = True
     while modified:
         modified = False
         for candidate in _smaller(recipe):
+            tries += 1
+            if tries > _SHRINK_TRIES:
+                return recipe
             if fails(candidate):
                 recipe, modified = candidate, True
                 break
@@ -355,14 +371,14 @@ def shrink(recipe: Recipe, fails: Callable[[Recipe], bool]) -> Recipe:
 
 def _smaller(recipe: Recipe) -> Iterator[Recipe]:
     each = recipe.instructions
-    for width in (4, 2, 1):
+    for width in (8, 4, 2, 1):
         for k in range(len(each) - width, -1, -1):
             yield replace(recipe, instructions=each[:k] + each[k + width :])
     for k, instruction in enumerate(each):
         choices = instruction.choices
         for position, choice in enumerate(choices):
-            for value in {0, choice // 2} - {choice}:
-                fewer = (*choices[:position], value, *choices[position + 1 :])
+            if choice:
+                fewer = (*choices[:position], 0, *choices[position + 1 :])
                 one = Instruction(instruction.op, fewer)
                 yield replace(recipe, instructions=(*each[:k], one, *each[k + 1 :]))
     for value in {0, recipe.inputs % 6, recipe.inputs // 2} - {recipe.inputs}:
