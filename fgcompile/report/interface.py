@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from fgcompile.report.changes import InterfaceChange
-from fgcompile.report.matching import match_ports
+from fgcompile.report.ports import match_ports
 from fgcompile.report.summary import Dim, ModelSummary, Port
 
 Side = Literal["input", "output"]

@@ -25,17 +25,15 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from difflib import SequenceMatcher
 
+from fgcompile.report.colours import Colours, View
+from fgcompile.report.ports import match_ports
 from fgcompile.report.summary import (
     Constant,
-    InputRef,
     ModelSummary,
     Node,
-    NodeRef,
     ParameterRef,
-    Port,
 )
 
-Key = Callable[[int], Hashable]
 _STEPS = (6, 4, 3, 2, 1)
 
 
@@ -63,9 +61,9 @@ def match_nodes(before: ModelSummary, after: ModelSummary) -> Matching:
         return matching
     pairs = dict(match_ports(before.inputs, after.inputs))
     names = {after: before for before, after in pairs.items()}
-    old = _View(before, {index: f"shared {index}" for index in pairs})
-    new = _View(after, {index: f"shared {names[index]}" for index in names})
-    colours = _Colours()
+    old = View(before, {index: f"shared {index}" for index in pairs})
+    new = View(after, {index: f"shared {names[index]}" for index in names})
+    colours = Colours()
     exact = [colours.both_ways(view, _exact_label) for view in (old, new)]
     _pair(matching, old, new, exact[0], exact[1])
     shape = [colours.both_ways(view, _op_label) for view in (old, new)]
@@ -81,76 +79,6 @@ def match_nodes(before: ModelSummary, after: ModelSummary) -> Matching:
     return matching
 
 
-class _View:
-    """One graph with its users and its canonical order."""
-
-    def __init__(self, summary: ModelSummary, inputs: dict[int, str]) -> None:
-        self.nodes = summary.nodes
-        self.inputs = inputs
-        self.users: list[list[tuple[int, int]]] = [[] for _ in self.nodes]
-        self.returns: list[list[int]] = [[] for _ in self.nodes]
-        for index, node in enumerate(self.nodes):
-            for slot, operand in enumerate(node.operands):
-                if isinstance(operand, NodeRef):
-                    self.users[operand.node].append((index, slot))
-        for position, result in enumerate(summary.results):
-            if isinstance(result, NodeRef):
-                self.returns[result.node].append(position)
-        self.order = canonical_order(summary)
-
-
-def match_ports(before: Sequence[Port], after: Sequence[Port]) -> list[tuple[int, int]]:
-    """Positions of equal inputs or outputs: by name, then by type in order."""
-    pairs = [
-        (i, j)
-        for i, old in enumerate(before)
-        for j, new in enumerate(after)
-        if old.name == new.name
-    ]
-    for same in (_same_type, _same_rank):
-        taken = {i for i, _ in pairs}, {j for _, j in pairs}
-        free = [j for j in range(len(after)) if j not in taken[1]]
-        for i in range(len(before)):
-            match = next((j for j in free if same(before[i], after[j])), None)
-            if i not in taken[0] and match is not None:
-                pairs.append((i, match))
-                free.remove(match)
-    return sorted(pairs)
-
-
-def _same_type(old: Port, new: Port) -> bool:
-    return old.type.dtype == new.type.dtype and _same_rank(old, new)
-
-
-def _same_rank(old: Port, new: Port) -> bool:
-    shapes = old.type.shape, new.type.shape
-    return len(shapes[0] or ()) == len(shapes[1] or ())
-
-
-def canonical_order(summary: ModelSummary) -> list[int]:
-    """Nodes by depth-first search from the outputs, operands in slot order.
-
-    It depends on the wiring only, not on the order of nodes in a file. Nodes that
-    no output needs come last.
-    """
-    order: list[int] = []
-    seen: set[int] = set()
-    roots = [result.node for result in summary.results if isinstance(result, NodeRef)]
-    for root in [*roots, *range(len(summary.nodes))]:
-        stack = [(root, False)]
-        while stack:
-            node, expanded = stack.pop()
-            if expanded:
-                order.append(node)
-            elif node not in seen:
-                seen.add(node)
-                stack.append((node, True))
-                operands = summary.nodes[node].operands
-                refs = [o.node for o in operands if isinstance(o, NodeRef)]
-                stack += [(ref, False) for ref in reversed(refs) if ref not in seen]
-    return order
-
-
 def _exact_label(node: Node) -> Hashable:
     return (node.op, node.attributes, node.module, node.scope)
 
@@ -159,74 +87,10 @@ def _op_label(node: Node) -> Hashable:
     return (node.op, node.scope)
 
 
-class _Colours:
-    """Numbers for structures: equal structures get equal numbers, in both graphs."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[Hashable, int] = {}
-
-    def number(self, structure: Hashable) -> int:
-        return self._numbers.setdefault(structure, len(self._numbers))
-
-    def upwards(self, view: _View, label: Callable[[Node], Hashable]) -> list[int]:
-        """A number for each node's operands, all the way to the inputs."""
-        colours: list[int] = []
-        for node in view.nodes:
-            operands = tuple(_operand_key(o, colours, view) for o in node.operands)
-            colours.append(self.number(("up", label(node), operands)))
-        return colours
-
-    def downwards(self, view: _View, label: Callable[[Node], Hashable]) -> list[int]:
-        """A number for each node's users, all the way to the outputs."""
-        colours = [0] * len(view.nodes)
-        for index in reversed(range(len(view.nodes))):
-            readers = sorted((colours[user], slot) for user, slot in view.users[index])
-            structure = (
-                label(view.nodes[index]),
-                tuple(readers),
-                tuple(view.returns[index]),
-            )
-            colours[index] = self.number(("down", structure))
-        return colours
-
-    def both_ways(self, view: _View, label: Callable[[Node], Hashable]) -> list[int]:
-        up, down = self.upwards(view, label), self.downwards(view, label)
-        return [self.number(pair) for pair in zip(up, down, strict=True)]
-
-    def within(self, view: _View, steps: int) -> list[int]:
-        """A number for each node's surroundings within `steps` edges."""
-        colours = [
-            self.number(("near", node.op, node.scope, node.module))
-            for node in view.nodes
-        ]
-        for _ in range(steps):
-            colours = [
-                self.number(
-                    (
-                        colours[index],
-                        tuple(_operand_key(o, colours, view) for o in node.operands),
-                        tuple(sorted((colours[u], s) for u, s in view.users[index])),
-                    )
-                )
-                for index, node in enumerate(view.nodes)
-            ]
-        return colours
-
-
-def _operand_key(operand: object, colours: Sequence[int], view: _View) -> Hashable:
-    if isinstance(operand, NodeRef):
-        return (colours[operand.node], operand.output)
-    if isinstance(operand, InputRef):
-        return ("input", view.inputs.get(operand.index, "own"))
-    if isinstance(operand, (ParameterRef, Constant)):
-        return "stored"
-    return None
-
-
 def _pair(
     matching: Matching,
-    old: _View,
-    new: _View,
+    old: View,
+    new: View,
     old_keys: Sequence[int],
     new_keys: Sequence[int],
     only_unique: bool = False,
@@ -249,7 +113,7 @@ def _pair(
                 matching.add(before, after)
 
 
-def _align_modules(matching: Matching, old: _View, new: _View) -> None:
+def _align_modules(matching: Matching, old: View, new: View) -> None:
     """Pair nodes of the same module and operator, in that module's own order."""
     new_modules = _by_module(new, matching.before_of)
     for module, candidates in _by_module(old, matching.after_of).items():
@@ -260,7 +124,7 @@ def _align_modules(matching: Matching, old: _View, new: _View) -> None:
         _align(matching, old, new, rest, others, _op_label)
 
 
-def _by_module(view: _View, done: dict[int, int]) -> dict[str, list[int]]:
+def _by_module(view: View, done: dict[int, int]) -> dict[str, list[int]]:
     modules: dict[str, list[int]] = defaultdict(list)
     for index in view.order:
         if index not in done and view.nodes[index].module:
@@ -277,7 +141,7 @@ def _rich_label(node: Node) -> Hashable:
     return (node.op, node.scope, node.attributes, known)
 
 
-def _align_rest(matching: Matching, old: _View, new: _View) -> None:
+def _align_rest(matching: Matching, old: View, new: View) -> None:
     """Align what is left between the pairs that are known."""
     if len(matching.after_of) == len(old.nodes):
         return
@@ -295,14 +159,14 @@ def _align_rest(matching: Matching, old: _View, new: _View) -> None:
 
 
 def _anchored(
-    after_of: dict[int, int], view: _View, index: int, label: Callable[[Node], Hashable]
+    after_of: dict[int, int], view: View, index: int, label: Callable[[Node], Hashable]
 ) -> Hashable:
     if index in after_of:
         return ("pair", after_of[index])
     return ("free", label(view.nodes[index]))
 
 
-def _compatible(old: _View, new: _View, before: int, after: int) -> bool:
+def _compatible(old: View, new: View, before: int, after: int) -> bool:
     """Two nodes whose modules are both known and differ are not the same."""
     modules = old.nodes[before].module, new.nodes[after].module
     return not all(modules) or modules[0] == modules[1]
@@ -310,8 +174,8 @@ def _compatible(old: _View, new: _View, before: int, after: int) -> bool:
 
 def _align(
     matching: Matching,
-    old: _View,
-    new: _View,
+    old: View,
+    new: View,
     candidates: Sequence[int],
     partners: Sequence[int],
     label: Callable[[Node], Hashable],

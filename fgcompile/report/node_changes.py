@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from fgcompile.report.changes import Action, AttributeChange, NodeChange
 from fgcompile.report.follow import follows_sizes
-from fgcompile.report.matching import Matching, canonical_order, match_ports
+from fgcompile.report.matching import Matching
 from fgcompile.report.natural import natural_key
+from fgcompile.report.ports import canonical_order, match_ports
 from fgcompile.report.summary import (
     Constant,
     InputRef,

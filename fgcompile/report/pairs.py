@@ -9,8 +9,9 @@ from difflib import SequenceMatcher
 import numpy as np
 
 from fgcompile.report.changes import ParameterChange
-from fgcompile.report.matching import Matching, canonical_order
+from fgcompile.report.matching import Matching
 from fgcompile.report.natural import natural_key
+from fgcompile.report.ports import canonical_order
 from fgcompile.report.roles import stored_operands
 from fgcompile.report.summary import ModelSummary, Parameter
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from fgcompile.report.cost import count_macs
 from fgcompile.report.load import summarize
 from fgcompile.report.load_onnx import load_onnx
-from fgcompile.report.matching import canonical_order
 from fgcompile.report.natural import natural_key
 from fgcompile.report.pairs import label_tensors
+from fgcompile.report.ports import canonical_order
 from fgcompile.report.summary import ModelSummary, Port
 from fgcompile.report.templating import plain
 

@@ -8,7 +8,8 @@ from onnx import TensorProto, helper
 
 from fgcompile.report import diff
 from fgcompile.report.load import summarize
-from fgcompile.report.matching import canonical_order, match_nodes
+from fgcompile.report.matching import match_nodes
+from fgcompile.report.ports import canonical_order
 from tests.report.models import Encoder, scrambled
 
 
