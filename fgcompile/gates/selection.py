@@ -14,8 +14,10 @@ def units_to_prune(
     """Units to close so that every cost of the others is within its limit.
 
     Walks the units from the lowest score up. Where the next one would undershoot the
-    limit, cheaper ones behind it fill the rest, so the remaining cost is below the
-    limit by less than the cheapest unit. Units that cost nothing stay.
+    limit, cheaper ones behind it fill the rest; where none is cheap enough, one more
+    goes and the best of those that went come back as far as there is room. So the
+    remaining cost is below the limit by less than the cheapest unit, or by less than
+    the cheapest pruned one. Units that cost nothing stay.
 
     Args:
         score: One per unit, shape `[n]`.
@@ -31,12 +33,29 @@ def units_to_prune(
     order = score.argsort(stable=True)
     pruned = torch.zeros_like(score, dtype=torch.bool)
     spare = pruned if protected is None else protected[order]
-    for cost, limit in zip(costs[:, order], limits, strict=True):
-        for spared in (spare, torch.zeros_like(spare)):
-            for _ in range(ROUNDS):
-                pruned = pruned | _fitting(pruned, cost, limit, spared)
-        pruned = pruned | _cheapest(pruned, cost, limit)
+    costs = costs[:, order]
+    for cost, limit in zip(costs, limits, strict=True):
+        pruned = _fill(pruned, cost, limit, spare)
+    for _ in range(ROUNDS):
+        pruned = pruned & ~_refill(pruned, costs, limits)
+    for cost, limit in zip(costs, limits, strict=True):
+        pruned = _fill(pruned, cost, limit, torch.zeros_like(spare))
     return torch.zeros_like(pruned).scatter(0, order, pruned)
+
+
+def _fill(pruned: Tensor, cost: Tensor, limit: Tensor, spared: Tensor) -> Tensor:
+    """`pruned`, and as many of the lowest units as are needed but not spared."""
+    for _ in range(ROUNDS):
+        pruned = pruned | _fitting(pruned, cost, limit, spared)
+    return pruned | _cheapest(pruned, cost, limit, spared)
+
+
+def _refill(pruned: Tensor, costs: Tensor, limits: Tensor) -> Tensor:
+    """The highest of the pruned units that all limits have room for again."""
+    rooms = limits - costs.masked_fill(pruned, 0.0).sum(1) + _rounding(costs)
+    fits = pruned & (costs <= rooms[:, None]).all(0)
+    running = costs.masked_fill(~fits, 0.0).flip(1).cumsum(1).flip(1)
+    return fits & (running <= rooms[:, None]).all(0)
 
 
 def _excess(pruned: Tensor, cost: Tensor, limit: Tensor) -> Tensor:
@@ -46,7 +65,7 @@ def _excess(pruned: Tensor, cost: Tensor, limit: Tensor) -> Tensor:
 
 
 def _rounding(cost: Tensor) -> Tensor:
-    return 1e-9 * cost.sum()
+    return 1e-9 * cost.sum(-1)
 
 
 def _fitting(pruned: Tensor, cost: Tensor, limit: Tensor, spared: Tensor) -> Tensor:
@@ -57,9 +76,9 @@ def _fitting(pruned: Tensor, cost: Tensor, limit: Tensor, spared: Tensor) -> Ten
     return fits & (running <= excess + _rounding(cost)) & (excess > 0)
 
 
-def _cheapest(pruned: Tensor, cost: Tensor, limit: Tensor) -> Tensor:
+def _cheapest(pruned: Tensor, cost: Tensor, limit: Tensor, spared: Tensor) -> Tensor:
     """The first of the cheapest units left, if the limit is still exceeded."""
-    left = cost.masked_fill(pruned | (cost == 0), float("inf"))
+    left = cost.masked_fill(pruned | spared | (cost == 0), float("inf"))
     cheapest = (left == left.min()) & left.isfinite()
     first = cheapest & (cheapest.cumsum(0) == 1)
     return first & (_excess(pruned, cost, limit) > 0)

@@ -257,7 +257,9 @@ def test_cost_is_never_above_the_limit_and_close_below_it() -> None:
         generator = torch.Generator().manual_seed(seed)
         costs = torch.randint(1, 6, (2, 40), generator=generator).double()
         limits = costs.sum(1) * torch.rand(2, generator=generator)
-        pruned = units_to_prune(torch.randn(40, generator=generator), costs, limits)
+        score = torch.randn(40, generator=generator)
+        protected = torch.rand(40, generator=generator) < 0.3
+        pruned = units_to_prune(score, costs, limits, protected)
         kept = costs[:, ~pruned].sum(1)
         assert (kept <= limits + 1e-6).all()
         assert (limits - kept).min() < 5
@@ -273,6 +275,14 @@ def test_protected_units_go_last_but_go() -> None:
     ]
     assert kept[0] == [True, True, False, False, False, True]
     assert kept[1] == [False, True, False, False, False, False]
+
+
+def test_room_that_a_dear_unit_leaves_is_filled_again() -> None:
+    costs = torch.tensor([[1, 1, 1, 1, 8, 8]], dtype=torch.float64)
+    protected = torch.tensor([False, False, True, True, False, False])
+    limit = torch.tensor([11.0])
+    pruned = units_to_prune(torch.arange(6.0), costs, limit, protected)
+    assert (~pruned).tolist() == [False, True, True, True, False, True]
 
 
 @pytest.mark.parametrize(("evenness", "least"), [(0.0, 0), (0.5, 2), (1.0, 4)])
