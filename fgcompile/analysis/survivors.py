@@ -10,16 +10,19 @@ values do not matter, and results stay exact. Rules, for each step:
 (3) An operand without planes must have one index for all: it can be gathered, also
     with other indices for each outer unit; a loose operand must only be wider.
 (4) Movement keeps an element exactly if it keeps its origin.
-(5) In a plane over several dims, rows that survive have equally many units; which
+(5) In a plane over several dims, or over a compound one (channels of a grouped
+    convolution), rows that survive have equally many units; which
     ones may differ from row to row. Units that are coupled within a row, such as the
     pairs of a rotary embedding, are revived together where they fit.
 (6) No plane is empty.
 (7) A factor that an operator reads as a whole is whole while the operator is there: an
-    index that is data must find its row, even if nothing sees the result.
+    index that is data must find its row, even if nothing sees the result. So is a
+    plane that cannot follow an operator.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,11 +75,29 @@ def close_survivors(
         for mask, ids in zip(masks, value.planes, strict=True):
             mask |= ids < 0
             _not_empty(mask)
+    for v, plane in _stuck(flow):
+        planes[v][plane][...] = True
     dirty = set(range(len(planes)))
     readers = _readers(flow)
     while dirty:
         dirty = _sweep(flow, survivors, labels, readers, dirty)
     return survivors
+
+
+def _stuck(flow: Flow) -> Iterator[tuple[int, int]]:
+    """Rule (7): planes, as (value, plane), of which some step cannot say anything."""
+    for step in flow.steps:
+        if step.node.op == "output":
+            continue
+        for position, v in enumerate(step.operands):
+            followed: set[int] = set()
+            if isinstance(step, Move):
+                followed = {k.source_plane for k in step.links if k.source == v}
+            elif isinstance(step, Align):
+                followed = {s.plane for s in step.slots if s.operand == position}
+            if v is not None:
+                for plane in set(range(len(flow.values[v].planes))) - followed:
+                    yield v, plane
 
 
 def _readers(flow: Flow) -> list[list[int]]:
@@ -105,7 +126,7 @@ def _sweep(
         if isinstance(step, Move):
             grown |= _move(step, survivors)
         elif isinstance(step, Align):
-            grown |= align_survivors(step, survivors)
+            grown |= align_survivors(flow, step, survivors, labels)
     return grown
 
 
@@ -127,8 +148,10 @@ def _move(step: Move, survivors: Survivors) -> set[int]:
     return grown
 
 
-def align_survivors(step: Align, survivors: Survivors) -> set[int]:
-    """Rules (1) and (2) and (3) for one step; the values that grew."""
+def align_survivors(
+    flow: Flow, step: Align, survivors: Survivors, labels: Array
+) -> set[int]:
+    """Rules (1), (2), (3) and (5) for one step; the values that grew."""
     slots = [s for s in (*step.slots, *step.results) if s.axes]
     masks = [survivors.planes[s.value][s.plane] for s in slots]
     if all(m.all() for m in masks):
@@ -138,6 +161,11 @@ def align_survivors(step: Align, survivors: Survivors) -> set[int]:
     for slot, mask in zip(slots, masks, strict=True):
         wide = slot.spread(mask)
         wanted = _whole(step, slot, _fit(slot, wide, kept))
+        if len(slot.axes) > sum(n > 1 for n in mask.shape):
+            # A compound dim: what the plane shows as one dim is rows of groups.
+            ids = flow.values[slot.value].planes[slot.plane]
+            wanted = wanted.copy()
+            _make_rectangular(wanted, slot.spread(labels[ids]))
         if (wanted & ~wide).any():
             mask |= slot.collect(wanted, mask.shape)
             grown.add(slot.value)
