@@ -92,7 +92,7 @@ def main(
     if gates:
         insert_gates(network, params, steps=int(epochs * -(-len(train) // batch_size)))
     arguments = TrainingArguments(
-        output_dir=str(folder / "trainer"),
+        output_dir=str(folder),
         num_train_epochs=epochs,
         learning_rate=lr,
         warmup_steps=0.1,
