@@ -10,24 +10,33 @@ from fgcompile.gates import (
     Gate,
     GateConfig,
     gates,
+    load_gates,
     param_groups,
     penalty,
     remove_gates,
+    save_gates,
+    status,
 )
 from fgcompile.lowering import Lowered, lower
+from fgcompile.report import GraphDiff, diff
 
 __all__ = [
     "Budget",
     "Gate",
     "GateConfig",
+    "GraphDiff",
     "Lowered",
     "analyze",
+    "diff",
     "gates",
     "insert_gates",
+    "load_gates",
     "lower",
     "param_groups",
     "penalty",
     "remove_gates",
+    "save_gates",
+    "status",
 ]
 
 __version__ = version("fgcompile")
