@@ -1,0 +1,112 @@
+"""Small programs that once failed; each was found by the random ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fgcompile import GateConfig, gates, insert_gates, lower
+from fgcompile.compiler import analyze
+from fgcompile.errors import GateError
+from fgcompile.lowering import Lowered
+
+
+def lowered_equal(model: nn.Module, **inputs: Tensor) -> Lowered:
+    """The lowered `model`, which computes the same; lowering it again changes nothing."""
+    model.double().eval()
+    lowered = lower(model, example_inputs=inputs)
+    again = lower(lowered.model, example_inputs=inputs)
+    assert sizes(again.model) == sizes(lowered.model)
+    with torch.no_grad():
+        expected = model(**inputs)
+        torch.testing.assert_close(lowered(**inputs), expected)
+        torch.testing.assert_close(again(**inputs), expected)
+    return lowered
+
+
+def sizes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(p.shape) for name, p in model.named_parameters()}
+
+
+def zero(parameter: Any, *index: Any) -> None:
+    with torch.no_grad():
+        parameter[index] = 0.0
+
+
+class FoldedTokens(nn.Module):
+    """The last linear map is dead, but sizes still come from what feeds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(13, 12)
+        self.inner, self.head = nn.Linear(12, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.table(x).reshape(-1, 12)
+        return self.head(F.relu(self.inner(flat)).view(x.shape[0], x.shape[1], -1))
+
+
+def test_tokens_of_a_dead_embedding_still_find_their_rows() -> None:
+    model = FoldedTokens()
+    zero(model.head.weight)
+    tokens = torch.arange(22).reshape(2, 11) % 13
+    lowered_equal(model, x=tokens)
+
+
+class PositionsBeside(nn.Module):
+    """A slice of a table, of dynamic length, that the head does not read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(64, 3))
+        self.up, self.head = nn.Linear(4, 6), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.table[: x.shape[1]].expand(x.shape[0], -1, -1)
+        y = self.up(x)
+        return self.head(torch.cat([y @ y.transpose(1, 2) @ x, rows], -1))
+
+
+def test_a_slice_of_dynamic_length_keeps_its_rows() -> None:
+    model = PositionsBeside()
+    zero(model.head.weight, slice(None), slice(4, 7))
+    zero(model.up.weight, slice(2, 4))
+    zero(model.up.bias, slice(2, 4))
+    lowered = lowered_equal(model, x=torch.randn(3, 11, 4).double())
+    assert lowered.model.get_parameter("up.weight").shape == (4, 4)
+
+
+class Cosine(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.cos()
+
+
+def test_a_program_without_parameters_has_no_groups() -> None:
+    x = torch.randn(3, 4)
+    assert analyze(Cosine(), {"x": x}).groups == ()
+    with pytest.raises(GateError):
+        insert_gates(Cosine(), {"x": x})
+
+
+class MaximumOfRows(nn.Module):
+    """The largest value along the positions, between two linear maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.up(x).amax(1).sin())
+
+
+def test_gates_pass_operators_that_need_a_dim() -> None:
+    x = torch.randn(3, 5, 4)
+    config = GateConfig(kinds=("mlp",), gate="plain")
+    model = insert_gates(MaximumOfRows(), {"x": x}, config)
+    for gate in gates(model).values():
+        gate.close([1, 2])
+    lowered_equal(model, x=x.double())
