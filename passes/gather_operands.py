@@ -135,8 +135,7 @@ def _insert(
     split = call(program, aten.unflatten.int, wide, dim, [len(index), index.shape[1]])
     if outer < 0:
         moved = call(program, aten.movedim.int, split, dim, 0)
-        missing = tensor.dim() - dim - 1
-        for _ in range(-outer - 1 - missing - 1):
+        for _ in range(-outer - moved.meta["val"].dim()):
             moved = call(program, aten.unsqueeze.default, moved, 1)
         return moved
     moved = call(program, aten.movedim.int, split, dim, outer)
