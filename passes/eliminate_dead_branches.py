@@ -111,6 +111,9 @@ def _sizes(program: Program, node: Node) -> list[Any] | None:
     for size in value.shape:
         found = size if isinstance(size, int) else _input_size(program, size)
         if found is None:
+            for unread in sizes:
+                if isinstance(unread, Node):
+                    program.graph.erase_node(unread)
             return None
         sizes.append(found)
     return sizes

@@ -192,8 +192,10 @@ def _attach_gates(model: nn.Module, inputs: Any) -> bool:
             specs += gate_specs(analysis, (kind,), model)
         except GateError:
             continue
+    if not specs:
+        return False
     attach(model, specs, GateConfig(gate="plain"), model_macs=float(analysis.macs))
-    return bool(specs)
+    return True
 
 
 def _close_gates(model: nn.Module, rng: np.random.Generator) -> None:

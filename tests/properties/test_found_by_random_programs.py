@@ -80,6 +80,24 @@ def test_a_slice_of_dynamic_length_keeps_its_rows() -> None:
     assert lowered.model.get_parameter("up.weight").shape == (4, 4)
 
 
+class EveryOther(nn.Module):
+    """A dead linear map of every other position: no input has that many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.head = nn.Linear(4, 6), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, ::2]
+        return self.head(x) + self.up(x).mean(-1, keepdim=True)
+
+
+def test_passes_settle_where_a_dead_map_cannot_be_replaced() -> None:
+    model = EveryOther()
+    zero(model.up.weight)
+    lowered_equal(model, x=torch.randn(3, 11, 4).double())
+
+
 class Cosine(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.cos()
