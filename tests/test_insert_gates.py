@@ -68,6 +68,9 @@ CASES = {
     "siglip": ("head", "residual"),
     "deberta-v2:classifier": ("mlp", "vo", "residual"),
     "whisper": ("mlp", "head"),
+    # Heads and their dims are separate dims of its parameters.
+    "xlnet": ("mlp", "head", "vo", "qk", "residual"),
+    "swin": ("mlp", "head", "residual"),
     "t5": ("mlp", "head", "vo", "qk"),
     "vit": ("mlp", "head", "vo", "qk"),
     "albert": ("mlp", "head", "vo", "qk", "residual"),

@@ -57,11 +57,16 @@ class Classes:
         return flags
 
 
-def classes_of(flow: Flow, inside: BoolArray) -> Classes:
-    """Classes of `flow`; `inside` flags the units that attention contracts or passes.
+def classes_of(flow: Flow, inside: BoolArray, headed: BoolArray) -> Classes:
+    """The coupled classes of `flow`.
 
-    A class is a head if it stands for heads that no parameter has, or is the parent of
-    a unit that is `inside`.
+    A class is a head if it stands for heads that no parameter has, if it is the parent
+    of a unit that is `inside`, or if it has a unit that is `headed`.
+
+    Args:
+        flow: The steps of a program.
+        inside: Flag per unit: whether attention contracts it, or passes it on.
+        headed: Flag per unit: whether attention runs once for each such unit.
     """
     units = flow.units
     labels = units.classes()
@@ -74,6 +79,7 @@ def classes_of(flow: Flow, inside: BoolArray) -> Classes:
             heads[labels[one.ids]] = True
     child, parent = units.parents()
     heads[labels[parent[inside[child]]]] = True
+    heads[labels[headed]] = True
     owner, shared = _owners(units, labels, heads)
     tables = _table_owners(flow, labels, heads, owner)
     shared = (

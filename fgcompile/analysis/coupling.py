@@ -184,7 +184,7 @@ def find_groups(program: Program) -> Analysis:
     """The coupled groups of `program`."""
     flow = trace_planes(program)
     roles = roles_of(program, flow)
-    classes = classes_of(flow, roles.scored | roles.passed)
+    classes = classes_of(flow, roles.scored | roles.passed, roles.headed)
     kinds = kinds_of(classes, roles)
     costs = costs_of(program, flow)
     lots = _lots(flow, classes)

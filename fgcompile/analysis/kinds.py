@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -35,6 +35,7 @@ class Roles:
     Attributes:
         scored: Contracted between two activations whose product is compared.
         passed: Left over where an activation is averaged by another one.
+        headed: Index of the heads in which one of these two is done.
         read: Contracted with a weight.
         written: Produced by a contraction with a weight.
         convolved: Produced by a convolution.
@@ -46,6 +47,7 @@ class Roles:
 
     scored: BoolArray
     passed: BoolArray
+    headed: BoolArray
     read: BoolArray
     written: BoolArray
     convolved: BoolArray
@@ -57,7 +59,7 @@ class Roles:
 
 def roles_of(program: Program, flow: Flow) -> Roles:
     """The roles of every unit of `flow`."""
-    roles = Roles(*(np.zeros(flow.units.count, bool) for _ in range(9)))
+    roles = Roles(*(np.zeros(flow.units.count, bool) for _ in fields(Roles)))
     data = data_nodes(program)
     compared = _compared(flow)
     for step in flow.steps:
@@ -167,6 +169,8 @@ def _add_contraction(
         chosen = weight and len(flow.values[slot.value].shape) > 2
         roles.chosen[ids] |= chosen and not is_convolution(step.node)
         roles.convolved[ids] |= is_convolution(step.node)
+        attends = not weight and _activations(flow, step, beside, data)
+        roles.headed[ids] |= bool(attends) and step.node in compared
     elif weight:
         roles.written[ids] = True
         roles.convolved[ids] |= is_convolution(step.node)

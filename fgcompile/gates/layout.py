@@ -34,15 +34,20 @@ class Layout:
         crossed = _crossed_heads(analysis)[classes.owner]
         owner = np.where(passing | crossed, classes.owner, classes.count)
         heads = np.append(classes.heads, False)
-        self._own = np.where(heads, -1, place)[classes.labels]
         self._inside = np.where(heads, place, -1)[owner]
+        owning = np.zeros(classes.count + 1, bool)
+        owning[owner] = True
+        # Heads that are dims of parameters own nothing, and are gated as they are.
+        self._own = np.where(heads & owning, -1, place)[classes.labels]
         self._summarised = self._groups_of(np.flatnonzero(roles.summarised))
         self._steps = self._steps_by_group()
 
     def target(self, group: CoupledGroup) -> Target:
         """What a gate of `group` acts on."""
         number = self._number(group)
-        place = self._inside if group.kind == "head" else self._own
+        place = self._own
+        if group.kind == "head" and (self._inside >> _SHIFT == number).any():
+            place = self._inside
         steps = self._steps.get(number, [])
         return Target(self, group, number, place, steps, number in self._summarised)
 

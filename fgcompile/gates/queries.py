@@ -32,7 +32,7 @@ def query_side(target: Target) -> Target:
             _mark_makers(step, marks, reached, target)
             _mark_queries(step, marks, target)
         elif isinstance(step, Align):
-            _follow_factors(step, marks, target)
+            _follow_factors(step, marks, reached, target)
     if not reached.any():
         return target
     return replace(target, place=np.where(reached, target.place, -1))
@@ -59,9 +59,15 @@ def _follow_links(step: Move, marks: Marks, target: Target) -> None:
         marks[key] = marks[key] | mark if key in marks else mark
 
 
-def _follow_factors(step: Align, marks: Marks, target: Target) -> None:
+def _follow_factors(
+    step: Align, marks: Marks, reached: BoolArray, target: Target
+) -> None:
     for slot, mark in _operand_marks(step, marks, target):
         _add(marks, slot, mark)
+        value = target.flow.values[slot.value]
+        if value.table:  # a bias that is added to the queries
+            ids = value.planes[slot.plane][mark]
+            reached[ids[ids >= 0]] = True
 
 
 def _mark_makers(step: Align, marks: Marks, reached: BoolArray, target: Target) -> None:

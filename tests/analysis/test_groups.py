@@ -73,6 +73,13 @@ EXPECTED = {
         ("vo", 32): 1,
         ("mlp", 96): 1,
     },
+    "xlnet": {
+        ("head", 4): LAYERS,
+        ("qk", 8): LAYERS,
+        ("vo", 8): LAYERS,
+        ("mlp", 96): LAYERS,
+        ("residual", 32): 1,
+    },
     "torch-encoder": ATTENTION | STREAM | {("mlp", 96): LAYERS},
     "torch-attention": {
         ("head", 4): 1,
