@@ -21,6 +21,7 @@ class View:
     def __init__(self, summary: ModelSummary, inputs: dict[int, str]) -> None:
         self.nodes = summary.nodes
         self.inputs = inputs
+        self.modules = {node.module for node in self.nodes}
         self.users: list[list[tuple[int, int]]] = [[] for _ in self.nodes]
         self.returns: list[list[int]] = [[] for _ in self.nodes]
         for index, node in enumerate(self.nodes):

@@ -58,6 +58,8 @@ def links_of(node: Node, summary: ModelSummary) -> list[Link]:
     shapes = [operand_shape(operand, summary) for operand in node.operands]
     result = node.sizes[0] if node.sizes else None
     links = list(_data_links(node, shapes, result))
+    if _moves(node, result):
+        return links
     for slot, operand in enumerate(node.operands):
         if isinstance(operand, ParameterRef):
             links += _stored_links(node, slot, shapes, result)
@@ -121,7 +123,8 @@ def _data_links(
     data = [
         (slot, shape)
         for slot, shape in enumerate(shapes)
-        if shape is not None and not isinstance(node.operands[slot], ParameterRef)
+        if shape is not None
+        and (_moves(node, result) or not isinstance(node.operands[slot], ParameterRef))
     ]
     if not data or result is None:
         return
@@ -138,6 +141,11 @@ def _data_links(
         yield from _einsum(node, len(node.operands))
     elif not _contracts(node):
         yield from _aligned(data, result)
+
+
+def _moves(node: Node, result: Shape | None) -> bool:
+    """A reshape or transpose; a stored tensor is data like any other to it."""
+    return node.op in _RESHAPES or _permutation(node, result or ()) is not None
 
 
 def _contracts(node: Node) -> bool:
@@ -185,14 +193,14 @@ def _product(sizes: Sequence[int]) -> int:
 def _permutation(node: Node, result: Shape) -> list[int] | None:
     attributes = dict(node.attributes)
     rank = len(result)
-    if node.op in ("Transpose", "aten.permute"):
+    if node.op in ("Transpose", "aten.permute", "aten.numpy_T") and rank:
         text = attributes.get("perm") or attributes.get("dims")
         order = list(range(rank))[::-1] if text is None else ast.literal_eval(text)
         return [dim % rank for dim in order]
-    if node.op in ("aten.transpose", "aten.t"):
+    if node.op in ("aten.transpose", "aten.t", "aten.mT") and rank > 1:
         order = list(range(rank))
-        one = int(attributes.get("dim0", 0)) % rank
-        two = int(attributes.get("dim1", 1)) % rank
+        one = int(attributes.get("dim0", -2)) % rank
+        two = int(attributes.get("dim1", -1)) % rank
         order[one], order[two] = order[two], order[one]
         return order
     return None

@@ -25,7 +25,7 @@ def follows_sizes(
     same to the same, or by the same ratio, as the bounds of a slice do.
     """
     sizes = _changed_sizes(before, after, i, j)
-    return bool(sizes) and all(
+    return all(
         _WHOLE.sub("", change.before) == _WHOLE.sub("", change.after)
         and all(
             any(old * new_size == new * old_size for old_size, new_size in sizes)

@@ -105,6 +105,8 @@ class _Row:
         candidates = [pair for pair in candidates if self._divides(*pair)]
         if candidates:
             return min(candidates)
+        if self._divides(*smallest):
+            return smallest
         sizes = Counter((m.before, m.after) for m in self.members)
         return max(sizes, key=lambda size: (sizes[size], size))
 
@@ -123,12 +125,12 @@ class _Row:
         }
         if "c" in roles:
             return "conv"
-        if "e" in roles or "s" in roles:
-            return "residual"
         splits = self.component.splits
-        whole = self.before < min(m.before for m in self.members)
+        whole = self.before < max(m.before for m in self.members)
         if whole and any(split.inner > 1 for split in splits):
             return "head"
+        if "e" in roles or "s" in roles:
+            return "residual"
         if any(split.inner == 1 and split.before for split in splits):
             # Queries and keys only put these dims out; values hand them on.
             return "vo" if "i" in roles else "qk"

@@ -39,7 +39,7 @@ class KeptIndices:
         """Sorted kept units of a group of `size` units; None if not known."""
         for pair, dim in members:
             entries = self._entries.get((pair, dim))
-            if entries is not None:
+            if entries is not None and len(entries):
                 per_unit = self._before.parameters[pair.before].shape[dim] // size
                 return tuple(int(unit) for unit in entries[::per_unit] // per_unit)
         return None
@@ -82,7 +82,7 @@ class KeptIndices:
     ) -> Array | None:
         """The units these entries make up; None if one is not whole."""
         per_unit = self._before.parameters[pair.before].shape[dim] // size
-        if len(entries) % per_unit:
+        if not per_unit or len(entries) % per_unit:
             return None
         blocks = entries.reshape(-1, per_unit)
         whole = blocks[:, :1] // per_unit * per_unit + np.arange(per_unit)

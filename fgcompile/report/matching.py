@@ -110,7 +110,8 @@ def _pair(
             only_unique and len(candidates) > 1
         ):
             for before, after in zip(candidates, partners, strict=True):
-                matching.add(before, after)
+                if _compatible(old, new, before, after):
+                    matching.add(before, after)
 
 
 def _align_modules(matching: Matching, old: View, new: View) -> None:
@@ -167,9 +168,13 @@ def _anchored(
 
 
 def _compatible(old: View, new: View, before: int, after: int) -> bool:
-    """Two nodes whose modules are both known and differ are not the same."""
-    modules = old.nodes[before].module, new.nodes[after].module
-    return not all(modules) or modules[0] == modules[1]
+    """Nodes of two modules are not the same, unless the module was renamed.
+
+    A renamed module is one that only one of the two graphs knows.
+    """
+    one, two = old.nodes[before].module, new.nodes[after].module
+    renamed = one not in new.modules and two not in old.modules
+    return not one or not two or one == two or renamed
 
 
 def _align(

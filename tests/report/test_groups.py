@@ -81,6 +81,48 @@ def test_kept_units_are_not_claimed_where_values_were_trained_on(pruned):
     assert [g.kept for g in groups] == [None] * 4
 
 
+def test_kept_units_are_not_claimed_where_equal_ones_went():
+    def model(kept: Sequence[int]) -> Residual:
+        module = Residual(range(8), range(12))
+        for layer in (module.up, module.down):
+            nn.init.ones_(layer.weight)
+        nn.init.zeros_(module.up.bias)
+        module.up.weight.data = module.up.weight.data[list(kept)]
+        module.up.bias.data = module.up.bias.data[list(kept)]
+        module.down.weight.data = module.down.weight.data[:, list(kept)]
+        return module
+
+    ids = {"ids": torch.zeros(2, 5, dtype=torch.long)}
+    (group,) = diff(model(range(12)), model([3, 4]), example_inputs=ids).groups
+    assert (group.before, group.after, group.kept) == (12, 2, None)
+
+
+class Fused(nn.Module):
+    """Gate and up projection in one matrix, written as `x @ weight.T`."""
+
+    def __init__(self, keep: Sequence[int]) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        both = torch.randn(2, 6, 4, generator=generator)[:, list(keep)]
+        self.both = nn.Parameter(both.reshape(-1, 4))
+        down = torch.randn(4, 6, generator=generator)[:, list(keep)]
+        self.down = nn.Parameter(down.contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = (x @ self.both.T).chunk(2, dim=-1)
+        return (torch.relu(gate) * up) @ self.down.T
+
+
+def test_a_fused_matrix_counts_the_units_of_the_smallest_member():
+    before, after = Fused(range(6)), Fused([0, 2, 5])
+    (group,) = diff(before, after, example_inputs=(torch.zeros(2, 3, 4),)).groups
+    assert (group.before, group.after, group.kept) == (6, 3, (0, 2, 5))
+    assert [(m.parameter, m.before, m.after) for m in group.members] == [
+        ("both", 12, 6),
+        ("down", 6, 3),
+    ]
+
+
 def test_a_shrunk_embedding_row_count_is_its_own_group():
     before, after = Encoder().build(), Encoder().build()
     table = after.graph.initializer[0]

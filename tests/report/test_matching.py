@@ -100,6 +100,29 @@ def test_swapped_operands_matter_only_where_order_does():
     assert [change.op for change in report.nodes] == ["Sub"]
 
 
+def test_provenance_tells_equal_branches_apart():
+    def model(names: str) -> onnx.ModelProto:
+        ports = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [2])
+            for name in ("x", "y")
+        ]
+        nodes = []
+        for name in names:
+            node = helper.make_node("Sin", ["x"], [f"{name}_out"])
+            entry = node.metadata_props.add()
+            entry.key = "pkg.torch.onnx.name_scopes"
+            entry.value = str(["", name, "sin"])
+            nodes.append(node)
+        total = helper.make_node("Sum", [f"{name}_out" for name in names], ["y"])
+        graph = helper.make_graph([*nodes, total], "g", ports[:1], ports[1:])
+        return helper.make_model(graph)
+
+    report = diff(model("abc"), model("ac"))
+    assert [(c.action, c.module) for c in report.nodes if c.op == "Sin"] == [
+        ("removed", "b")
+    ]
+
+
 def test_canonical_order_ignores_the_order_of_a_file():
     model = Encoder().build()
     orders = []
