@@ -10,7 +10,8 @@ Rules:
     travels through it by IEEE arithmetic. A zero annihilates a product.
 (4) A contraction is zero where for every contracted index some operand is zero;
     addends are added to that.
-(5) A normalisation is its shift where its scale is zero.
+(5) A normalisation is its shift where its scale is zero; one that does not subtract a
+    mean is zero where its operand is.
 (6) What is joined is constant where all its parts agree.
 """
 
@@ -326,6 +327,7 @@ def _reduction(flow: Flow, step: Align, constants: Constants) -> None:
 
 def _normalization(flow: Flow, step: Align, constants: Constants) -> None:
     """Rule (5)."""
+    _annihilate(flow, step, constants)
     scale = [s for s in step.slots if s.operand == 1]
     shift = {s.axes: s for s in step.slots if s.operand == 2}
     has_shift = len(step.operands) > 2

@@ -19,10 +19,12 @@ def layer_norm(node: Node) -> DimRule:
         if a.get(name) is not None:
             parts.append(dims)
             operands.append(a[name])
+    centred = node.target._schema.name == "aten::layer_norm"  # type: ignore[union-attr]
     return DimRule(
         f"{', '.join(parts)} -> ... {dims}",
         kind="normalization",
         operands=tuple(operands),
+        annihilators=() if centred else (0,),
         statistics=tuple(factors),
     )
 

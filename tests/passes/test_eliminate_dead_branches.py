@@ -167,7 +167,7 @@ linear_5: [s0 s1 4 float64] = linear(gate_1, mlp.down.weight)
 add_3: [s0 s1 4 float64] = add(x, linear_5)
 linear_6: [s0 s1 2 float64] = linear(add_3, mlp.head.weight, mlp.head.bias)
 return linear_6
-""",
+""",  # noqa: E501
     )
 
 
@@ -225,7 +225,7 @@ linear_3: [s0 s1 4 float64] = linear(gate, attention.o.weight)
 add_1: [s0 s1 4 float64] = add(x, linear_3)
 linear_6: [s0 s1 2 float64] = linear(add_1, mlp.head.weight, mlp.head.bias)
 return linear_6
-""",
+""",  # noqa: E501
     )
 
 

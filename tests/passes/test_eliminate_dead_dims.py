@@ -142,7 +142,7 @@ flatten: [s0 s1 4 float64] = flatten(transpose_3, 2)
 gate: [s0 s1 4 float64] = gate(flatten, fgcompile_gates.gates.head.logits_0, -1)
 linear_3: [s0 s1 4 float64] = linear(gate, o.weight, o.bias)
 return linear_3
-""",
+""",  # noqa: E501
     )
 
 

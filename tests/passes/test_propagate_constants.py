@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from tests.passes.check import (
 )
 
 
-def mlp(act: nn.Module, bias: bool = True) -> nn.Sequential:
+def mlp(act: nn.Module, bias: bool = True) -> Any:
     return nn.Sequential(nn.Linear(3, 5, bias=bias), act, nn.Linear(5, 2, bias=bias))
 
 
@@ -115,7 +117,9 @@ return conv2d_1
 
 
 def test_padded_convolution_sees_a_constant_only_inside() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1))
+    model: Any = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1)
+    )
     zero(model[0].weight, 3)
     nn.init.ones_(model[0].bias)
     program = program_of(model, torch.randn(2, 3, 6, 6))
