@@ -65,7 +65,6 @@ def result_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "result.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.slow
 def test_gated_run_ends_with_a_smaller_model_that_serves(
     tiny_bert: Path, rows: Path, tmp_path: Path
 ) -> None:
