@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from fgcompile.analysis.coupling import Analysis, find_groups
 from fgcompile.capture import capture
@@ -31,7 +31,8 @@ def analyze(
 ) -> Analysis:
     """The coupled groups of a model: what may shrink, with what, and what it is worth.
 
-    Weights are not read: a model on the meta device can be analysed.
+    Weights are not read: a model on the meta device can be analysed. Gates are no part
+    of what is analysed: a model has the same groups with and without them.
 
     Args:
         model: Any module, an FX GraphModule, or a program that was captured before.
@@ -42,7 +43,7 @@ def analyze(
         CaptureError: If the model cannot be captured.
     """
     program = model if isinstance(model, Program) else capture(model, example_inputs)
-    return find_groups(program)
+    return find_groups(_without_gates(program))
 
 
 def insert_gates(
@@ -92,6 +93,23 @@ def insert_gates(
     # lower() captures with the same inputs, unless it is given others.
     vars(container_of(model))["example_inputs"] = example_inputs
     return model
+
+
+def _without_gates(program: Program) -> Program:
+    """`program` itself, or a copy that lacks its gates."""
+    if not any(map(_is_gate, program.graph.nodes)):
+        return program
+    copy = program.copy()
+    for node in filter(_is_gate, copy.graph.nodes):
+        node.replace_all_uses_with(node.args[0])
+    copy.graph.eliminate_dead_code()
+    copy.graph_module.recompile()
+    return copy
+
+
+def _is_gate(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.name == "fgcompile::gate"
 
 
 def _default_kinds(analysis: Analysis) -> tuple[str, ...]:

@@ -201,6 +201,17 @@ def test_graph_module_computes_what_the_gated_module_does() -> None:
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("name", ["bert", "torch-encoder"])
+def test_gated_model_has_the_groups_of_the_plain_one(name: str) -> None:
+    found = entry(name)
+    gated_model = insert_gates(found.build(), found.example_inputs())
+    gated_groups = analyze(gated_model, found.example_inputs()).groups
+    for one, other in zip(gated_groups, analysis_of(name).groups, strict=True):
+        assert (one.name, one.kind, one.size) == (other.name, other.kind, other.size)
+        assert torch.equal(one.parameters, other.parameters)
+        assert torch.equal(one.macs, other.macs)
+
+
 def test_inserting_returns_the_same_object_and_class() -> None:
     model = entry("bert").build()
     kind = type(model)
