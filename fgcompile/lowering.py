@@ -79,6 +79,7 @@ class Lowered:
     _run: Callable[..., Any]
     _closed: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _files: Path | None = None
+    _discard: Callable[[], object] | None = field(default=None, repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Outputs for the inputs that the model's forward takes."""
@@ -147,6 +148,8 @@ def lower(
             f"unknown target {target!r}\n"
             '  Targets are "fx" (GraphModule) and "onnx" (file for onnxruntime).'
         )
+    if path is not None:
+        _destination(target, Path(path))
     program = capture(model, _inputs_of(model, example_inputs))
     _check_weights(program)
     lowered = eliminate(program)
@@ -159,7 +162,7 @@ def lower(
     if find_container(model) is not None:
         result._closed = {name: ~gate.open for name, gate in gates(model).items()}
     if path is not None:
-        result.save(path)
+        _save_or_discard(result, path)
     return result
 
 
@@ -185,7 +188,7 @@ def _without_gates(program: Program) -> Program:
 
 def _inputs_of(model: nn.Module, example_inputs: Any) -> Any:
     """The inputs that gates were inserted with, unless others are given."""
-    if example_inputs is not None:
+    if example_inputs is not None or not isinstance(model, nn.Module):
         return example_inputs
     return getattr(find_container(model), "example_inputs", None)
 
@@ -233,21 +236,25 @@ def _lower_to_onnx(
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    result = Lowered(model, "onnx", lowered, comparison, program, run, _files=file)
     # The folder lives as long as the session that reads it.
-    weakref.finalize(run, shutil.rmtree, folder, ignore_errors=True)
-    return Lowered(model, "onnx", lowered, comparison, program, run, _files=file)
+    result._discard = weakref.finalize(run, shutil.rmtree, folder, ignore_errors=True)
+    return result
+
+
+def _save_or_discard(lowered: Lowered, path: str | Path) -> None:
+    """Saves; if that fails, temporary files go at once, not with the traceback."""
+    try:
+        lowered.save(path)
+    except BaseException:
+        if lowered._discard is not None:
+            lowered._discard()
+        raise
 
 
 def save_lowered(lowered: Lowered, path: Path) -> Path:
     """Writes the model of `lowered` to `path`; see `Lowered.save`."""
-    suffix = ".onnx" if lowered.target == "onnx" else ".pt2"
-    if path.suffix and path.suffix != suffix:
-        raise ExportError(
-            f"cannot write target {lowered.target} to a {path.suffix} file: {path}\n"
-            f"  Name a {suffix} file or a folder."
-        )
-    name = path.name if path.suffix == suffix else f"model{suffix}"
-    target = path.parent if path.suffix == suffix else path
+    target, name = _destination(lowered.target, path)
     with staged(target) as folder:
         if lowered.target == "onnx":
             assert lowered._files is not None
@@ -255,3 +262,16 @@ def save_lowered(lowered: Lowered, path: Path) -> Path:
         else:
             torch.export.save(export_program(lowered.program), folder / name)
     return target / name
+
+
+def _destination(target: Target, path: Path) -> tuple[Path, str]:
+    """Folder and name of the file that `path` means."""
+    suffix = ".onnx" if target == "onnx" else ".pt2"
+    if path.suffix and path.suffix != suffix:
+        raise ExportError(
+            f"cannot write target {target} to a {path.suffix} file: {path}\n"
+            f"  Name a {suffix} file or a folder."
+        )
+    if path.suffix == suffix:
+        return path.parent, path.name
+    return path, f"model{suffix}"

@@ -173,6 +173,7 @@ class Gate(KeepsDtype):
         if bad.numel():
             raise GateError(
                 f"index {int(bad[0])} is out of range for gate {self.name} "
-                f"with {self.size} units"
+                f"with {self.size} units\n"
+                f"  Its units are 0 to {self.size - 1}."
             )
         return units.long()

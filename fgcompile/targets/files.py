@@ -27,6 +27,7 @@ def staged(target: Path) -> Iterator[Path]:
         target.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".fgcompile-", dir=target))
     except OSError as error:
+        _remove_empty(created)
         raise _unwritable(target, error) from error
     try:
         yield folder
