@@ -83,7 +83,10 @@ def _pays(program: Program, node: Node) -> bool:
         return any(_gathers(call) for call in calls)
     result = tensor_of(node)
     assert result is not None
-    return result.numel() <= max(t.numel() for t in tensors) or result.dim() == 1
+    largest = max(
+        program.parameter(leaf).numel() for leaf in leaves if program.is_parameter(leaf)
+    )
+    return result.numel() <= largest or result.dim() == 1
 
 
 def _gathers(node: Node) -> bool:
