@@ -26,7 +26,7 @@ def follows_sizes(
     """
     sizes = _changed_sizes(before, after, i, j)
     return all(
-        _WHOLE.sub("", change.before) == _WHOLE.sub("", change.after)
+        _WHOLE.sub("#", change.before) == _WHOLE.sub("#", change.after)
         and all(
             any(old * new_size == new * old_size for old_size, new_size in sizes)
             for old, new in _numbers(change)

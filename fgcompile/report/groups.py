@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from fgcompile.report.changes import GroupChange, Member
 from fgcompile.report.coupling import Component, coupled_dims
@@ -36,8 +37,12 @@ def group_changes(
     rows = [_Row(before, after, component, uses) for component in components]
     kept.solve([(row.component.members, row.before, row.after) for row in rows])
     names = _distinct([row.name(before.groups) for row in rows])
+    known = {group.name: group.kind for group in before.groups}
     changes = [
-        row.change(name, kept.units(row.component.members, row.before))
+        replace(
+            row.change(name, kept.units(row.component.members, row.before)),
+            kind=known.get(name, row.kind),
+        )
         for row, name in zip(rows, names, strict=True)
     ]
     return tuple(sorted(changes, key=lambda c: (natural_key(c.name), c.before)))

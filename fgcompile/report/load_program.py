@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import operator
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -147,6 +148,8 @@ class _Reader:
             operands += [self._values[leaf] for leaf in inner]
             if not inner and value is None and default is None:
                 operands.append(None)
+            elif name == "end" and _reaches_end(node, value):
+                continue
             elif not _is_node(value) and _text(value) != _text(default):
                 attributes.append((name, _text(value)))
         results = node.meta.get("val")
@@ -230,6 +233,17 @@ def _arguments(node: FxNode) -> Iterator[tuple[str, Any, Any]]:
 
 
 _NOTHING = object()
+
+
+def _reaches_end(node: FxNode, end: Any) -> bool:
+    """A slice up to the end of its dim, however large `end` is written."""
+    source = node.args[0] if node.args else None
+    value = source.meta.get("val") if isinstance(source, FxNode) else None
+    if not isinstance(value, torch.Tensor) or not isinstance(end, int):
+        return False
+    dim = node.args[1] if len(node.args) > 1 else 0
+    size = value.shape[dim] if isinstance(dim, int) else None
+    return end >= (size if isinstance(size, int) else sys.maxsize)
 
 
 def _op_name(node: FxNode) -> str:

@@ -270,3 +270,23 @@ def test_a_damaged_exported_program_is_refused(tmp_path, content):
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(FormatError, match="holds no model"):
         diff(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_a_corrupted_file_gives_an_error_or_a_report(tmp_path, seed):
+    random = np.random.default_rng(seed)
+    good = Encoder(layers=1).build()
+    content = bytearray(good.SerializeToString())
+    for _ in range(random.integers(1, 4)):
+        place = int(random.integers(0, 2500))
+        content[place : place + int(random.integers(0, 3))] = random.bytes(1)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    try:
+        report = diff(good, path)
+    except FormatError as error:
+        assert str(tmp_path) not in str(error)
+    else:
+        assert report.to_markdown()
+        assert report.to_html()
+        assert report.to_json()

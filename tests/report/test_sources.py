@@ -216,6 +216,20 @@ def test_half_precision_weights_are_compared_by_their_bits():
     assert [c.name for c in diff(before, after).parameters] == ["up.bias"]
 
 
+def test_a_slice_to_the_end_is_the_same_however_it_is_written():
+    class Tail(nn.Module):
+        def __init__(self, end: int) -> None:
+            super().__init__()
+            self.end = end
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.ops.aten.slice(x, 2, 3, self.end)
+
+    far, exact, short = Tail(1 << 62), Tail(8), Tail(7)
+    assert diff(far, exact, example_inputs=INPUTS).same
+    assert not diff(far, short, example_inputs=INPUTS).same
+
+
 def test_a_tied_tensor_counts_once():
     first, second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
     second.weight = first.weight
