@@ -26,6 +26,7 @@ from torch.fx import Node
 
 from fgcompile.analysis.steps import Align, Array, Flow, Move, Slot
 from fgcompile.program import Program
+from fgcompile.rules.registry import arguments
 from fgcompile.rules.shapes import tensor_of
 
 
@@ -93,9 +94,17 @@ def _move(step: Move, constants: Constants) -> None:
         target = constants.planes[link.target][link.target_plane]
         here = link.index >= 0
         target[here] = source[link.index[here]]
-    if all(constants.zero[v] for v in step.operands) and len(step.operands) == 1:
+    if all(constants.zero[v] for v in step.operands) and not _adds_elements(step):
         for v in step.outputs:
             constants.zero[v] = True
+
+
+def _adds_elements(step: Move) -> bool:
+    """Whether elements may come from elsewhere: other operands, or padding."""
+    first = step.node.args[0]
+    if isinstance(first, (tuple, list)):
+        return len(step.operands) < len(first)
+    return arguments(step.node).get("value") not in (None, 0)
 
 
 def _pointwise(flow: Flow, step: Align, constants: Constants) -> None:
@@ -194,12 +203,18 @@ def _contraction(flow: Flow, step: Align, constants: Constants) -> None:
             _all_zero(step, constants)
         for result in results:
             plane = constants.planes[result.value][result.plane]
-            here = result.collect(np.broadcast_to(zero, result.full), plane.shape)
-            plane[here] = 0.0
+            plane[result.collect(_all_over(dead, result), plane.shape)] = 0.0
     if product_is_zero(step, constants) and not _present(step, addends):
         _all_zero(step, constants)
     if _present(step, addends):
         _add_addends(step, constants)
+
+
+def _all_over(zero: Array, result: Slot) -> Array:
+    """Where everything is zero that an element of the plane of `result` is made of."""
+    extra = tuple(k for k, n in enumerate(zero.shape) if n > 1 and result.full[k] == 1)
+    left = zero.all(axis=extra, keepdims=True) if extra else zero
+    return np.broadcast_to(left, result.full)
 
 
 def _present(step: Align, positions: tuple[int, ...]) -> bool:
@@ -321,8 +336,7 @@ def _reduction(flow: Flow, step: Align, constants: Constants) -> None:
             _all_zero(step, constants)
         for result in (r for r in step.results if set(r.axes) <= set(component)):
             plane = constants.planes[result.value][result.plane]
-            left = zero.all(axis=inner, keepdims=True) if inner else zero
-            plane[result.collect(np.broadcast_to(left, result.full), plane.shape)] = 0
+            plane[result.collect(_all_over(zero, result), plane.shape)] = 0
 
 
 def _normalization(flow: Flow, step: Align, constants: Constants) -> None:

@@ -36,7 +36,8 @@ def trace_planes(program: Program) -> Flow:
     (2) A value without parameters has no planes and couples nothing.
     (3) Movement operators run on the planes; broadcasts align with their input.
     (4) An operator with a rule, or tagged pointwise, aligns dims by factors.
-    (5) Any other operator pins what reaches it.
+    (5) Any other operator pins what reaches it; so does one with a rule that does not
+    describe all of its operands.
     """
     flow = Flow()
     for node in program.graph.nodes:
@@ -87,10 +88,25 @@ def _call(flow: Flow, node: Node) -> None:
     )
     if not operands:
         return
+    before = len(flow.steps)
     try:
         _handler(node)(flow, node)
     except (ImmovableError, PatternError) as error:
         _unknown(flow, node, operands, str(error))
+        return
+    described = {v for step in flow.steps[before:] for v in step.operands}
+    _pin_rest(flow, node, tuple(v for v in operands if v not in described))
+
+
+def _pin_rest(flow: Flow, node: Node, operands: tuple[int, ...]) -> None:
+    """Operands that no step describes, such as an index that is data, stay whole."""
+    if not operands:
+        return
+    flow.reasons.append(Reason(f"{node.target} reads it as data", node))
+    for index in operands:
+        for plane in flow.values[index].planes:
+            flow.units.pin(plane, len(flow.reasons) - 1)
+    flow.steps.append(Pin(node, operands, (), len(flow.reasons) - 1))
 
 
 def _handler(node: Node) -> Callable[[Flow, Node], None]:

@@ -20,12 +20,15 @@ def scaled_dot_product_attention(node: Node) -> tuple[DimRule, ...]:
     assert key is not None
     heads, shared = ("b (g r)", "b g") if grouped else ("...", "...")
     sizes = {"g": int(key.shape[1])} if grouped else {}
+    mask = tensor_of(a["attn_mask"]) if a["attn_mask"] is not None else None
+    rank = mask.dim() if mask is not None else 4
+    added = " ".join(("b", "(g r)", "q", "k")[-rank:])
     reason = "attention weights are normalised over the keys"
     return (
         DimRule(
             f"{heads} q d, {shared} k d, ... q k -> {heads} q k"
             if not grouped
-            else f"{heads} q d, {shared} k d, b (g r) q k -> {heads} q k",
+            else f"{heads} q d, {shared} k d, {added} -> {heads} q k",
             operands=(a["query"], a["key"], a["attn_mask"]),
             addends=(2,),
             sizes=sizes,

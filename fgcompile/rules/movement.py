@@ -166,7 +166,8 @@ def _along_dim(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
 
 @movement("aten::repeat", "aten::tile")
 def _repeat(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
-    counts = a["repeats"] if "repeats" in a else a["dims"]
+    counts = list(a["repeats"] if "repeats" in a else a["dims"])
+    counts = [1] * (plane.dim() - len(counts)) + counts
     plane = plane.reshape([1] * (len(counts) - plane.dim()) + list(plane.shape))
     # A repetition for each row of the batch puts the batch outside of the units.
     static = [c if isinstance(c, int) else hidden_size(c.meta["val"]) for c in counts]
@@ -179,6 +180,9 @@ def _pad(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
     if a.get("mode", "constant") != "constant":
         raise ImmovableError("padding that copies elements")
     pad = list(a["pad"])
+    padded = [plane.dim() - 1 - k // 2 for k, amount in enumerate(pad) if amount != 0]
+    if a["value"] not in (None, 0) and any(plane.shape[d] == 1 for d in padded):
+        raise ImmovableError("padding with numbers other than zero")
     for k in range(len(pad) // 2):
         if plane.shape[-1 - k] == 1:
             pad[2 * k : 2 * k + 2] = [0, 0]

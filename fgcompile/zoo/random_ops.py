@@ -95,7 +95,7 @@ BINARY: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     lambda x, y: torch.where(x > y, x, y),
     lambda x, y: torch.addcmul(x, x, y),
     lambda x, y: F.silu(x) * y,
-    torch.atan2,
+    lambda x, y: torch.hypot(x, y + 1),
 )
 
 

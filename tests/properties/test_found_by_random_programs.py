@@ -16,7 +16,7 @@ from fgcompile.lowering import Lowered
 
 
 def lowered_equal(model: nn.Module, **inputs: Tensor) -> Lowered:
-    """The lowered `model`, which computes the same; lowering it again changes nothing."""
+    """The lowered `model`, which is equal, and stays as it is when lowered again."""
     model.double().eval()
     lowered = lower(model, example_inputs=inputs)
     again = lower(lowered.model, example_inputs=inputs)
@@ -96,6 +96,85 @@ def test_passes_settle_where_a_dead_map_cannot_be_replaced() -> None:
     model = EveryOther()
     zero(model.up.weight)
     lowered_equal(model, x=torch.randn(3, 11, 4).double())
+
+
+class OneStreamTwice(nn.Module):
+    """Scores of two equal rows: the planes of both meet in the sum over channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.head = nn.Linear(4, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(x)
+        rows = torch.stack([x, x], 2)
+        return self.head((rows @ rows.transpose(-1, -2)).softmax(-1) @ rows)
+
+
+def test_zeros_of_a_product_meet_in_planes_of_their_own() -> None:
+    model = OneStreamTwice()
+    zero(model.up.weight, slice(3, 9))
+    zero(model.up.bias, slice(3, 9))
+    lowered = lowered_equal(model, x=torch.randn(3, 11, 4).double())
+    assert lowered.model.get_parameter("head.weight").shape == (3, 10)
+
+
+class BesideConstants(nn.Module):
+    """A dead map beside the input; the constant has no units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.head = nn.Linear(4, 4), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([self.up(x), x.clamp(min=0.1)], -1))
+
+
+def test_zeros_beside_an_input_do_not_make_it_zero() -> None:
+    model = BesideConstants()
+    zero(model.up.weight)
+    zero(model.up.bias)
+    lowered_equal(model, x=torch.randn(3, 11, 4).double())
+
+
+class PaddedWithOnes(nn.Module):
+    """Positions of ones around a stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.pad(self.up(x), [0, 0, 1, 1], value=1.0))
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_padding_with_ones_is_not_zero_where_its_operand_is(count: int) -> None:
+    model = PaddedWithOnes()
+    zero(model.up.weight, slice(0, count))
+    zero(model.up.bias, slice(0, count))
+    lowered_equal(model, x=torch.randn(3, 11, 4).double())
+
+
+class HardRouting(nn.Module):
+    """Each row takes the matrix that its router chooses, and nothing else of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.head = nn.Linear(4, 3), nn.Linear(6, 3)
+        self.experts = nn.Parameter(torch.randn(3, 4, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = self.router(x).argmax(-1)
+        return self.head(torch.einsum("bc,bch->bh", x, self.experts[chosen]))
+
+
+def test_a_router_that_only_chooses_is_needed() -> None:
+    model = HardRouting()
+    zero(model.head.weight, slice(None), slice(0, 2))
+    lowered = lowered_equal(model, x=torch.randn(7, 4).double())
+    assert lowered.model.get_parameter("router.weight").shape == (3, 4)
+    assert lowered.model.get_parameter("head.weight").shape == (3, 4)
 
 
 class Cosine(nn.Module):

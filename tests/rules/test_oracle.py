@@ -1,0 +1,197 @@
+"""Every registered rule against its operator, by numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fgcompile.gates import op as gate_op
+from fgcompile.rules.movement import movement_names
+from fgcompile.rules.oracle import check_rule
+from fgcompile.rules.registry import (
+    registered_rules,
+)
+
+assert gate_op is not None  # it registers fgcompile::gate
+NO_OPERATOR = {"transformers::grouped_mm_fallback": "made by transformers"}
+NO_RULE_IN_USE = {"aten::addbmm": "sums over the batch", "aten::diagonal": "no dim"}
+MUTATING = {"aten::relu_", "aten::silu_", "aten::detach_"}
+
+
+def t(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def example(name: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    """Overload, arguments and keyword arguments of a call of the operator `name`."""
+    x, image = t(2, 3, 4), t(2, 4, 5, 6)
+    index, mask = torch.tensor([[2, 0], [1, 3]]), t(3, 4) > 0
+    calls: dict[str, tuple[str, tuple[Any, ...]]] = {
+        "_grouped_mm": ("", (t(6, 8), t(2, 8, 4), torch.tensor([2, 6]))),
+        "_safe_softmax": ("", (x, -1)),
+        "_softmax": ("", (x, -1, False)),
+        "_upsample_bicubic2d_aa": ("", (image, [7, 7], False)),
+        "_upsample_bilinear2d_aa": ("", (image, [7, 7], False)),
+        "adaptive_avg_pool1d": ("", (x, [2])),
+        "adaptive_avg_pool2d": ("", (image, [2, 3])),
+        "adaptive_max_pool2d": ("", (image, [2, 3])),
+        "addbmm": ("", (t(3, 5), t(2, 3, 4), t(2, 4, 5))),
+        "addmm": ("", (t(5), t(3, 4), t(4, 5))),
+        "addmv": ("", (t(3), t(3, 4), t(4))),
+        "all": ("dim", (mask, 1)),
+        "alpha_dropout": ("", (x, 0.1, False)),
+        "amax": ("", (x, [1])),
+        "amin": ("", (x, [1])),
+        "any": ("dim", (mask, 1)),
+        "argmax": ("", (x, 1)),
+        "argmin": ("", (x, 1)),
+        "argsort": ("", (x, 1)),
+        "avg_pool1d": ("", (x, [2])),
+        "avg_pool2d": ("", (image, [2, 2])),
+        "baddbmm": ("", (t(2, 3, 5), x, t(2, 4, 5))),
+        "batch_norm": (
+            "",
+            (image, t(4), t(4), t(4), t(4).abs() + 1, False, 0.1, 1e-5, False),
+        ),
+        "bmm": ("", (x, t(2, 4, 5))),
+        "conv1d": ("", (t(2, 3, 7), t(5, 3, 3), t(5))),
+        "conv2d": ("", (image, t(6, 2, 3, 3), t(6), [1, 1], [1, 1], [1, 1], 2)),
+        "conv3d": ("", (t(2, 3, 4, 4, 4), t(5, 3, 2, 2, 2), t(5))),
+        "conv_transpose1d": ("", (t(2, 3, 4), t(3, 5, 2), t(5))),
+        "conv_transpose2d": ("input", (image, t(4, 3, 2, 2), t(3))),
+        "cumprod": ("", (x, 1)),
+        "cumsum": ("", (x, 1)),
+        "div": ("Tensor", (x, t(4).abs() + 1)),
+        "dot": ("", (t(4), t(4))),
+        "dropout": ("", (x, 0.1, False)),
+        "einsum": ("", ("btd,hde->bthe", [x, t(5, 4, 2)])),
+        "embedding": ("", (t(5, 3), index)),
+        "feature_dropout": ("", (x, 0.1, False)),
+        "gather": ("", (t(4, 3), 0, torch.tensor([[1, 0, 2], [3, 3, 0]]))),
+        "group_norm": ("", (image, 2, t(4), t(4))),
+        "instance_norm": ("", (image, t(4), t(4), None, None, True, 0.1, 1e-5, False)),
+        "layer_norm": ("", (x, [3, 4], t(3, 4), t(3, 4))),
+        "linalg_vector_norm": ("", (x, 2, [1])),
+        "linear": ("", (x, t(5, 4), t(5))),
+        "log_softmax": ("int", (x, 1)),
+        "logical_and": ("", (x > 0, mask)),
+        "logsumexp": ("", (x, [1])),
+        "masked_fill": ("Scalar", (x, mask, 0.0)),
+        "matmul": ("", (t(2, 1, 3, 4), t(5, 4, 3))),
+        "max": ("dim", (x, 1)),
+        "max_pool1d": ("", (x, [2])),
+        "max_pool2d": ("", (image, [2, 2])),
+        "max_pool2d_with_indices": ("", (image, [2, 2])),
+        "mean": ("dim", (x, [1, 2])),
+        "min": ("dim", (x, 1)),
+        "mm": ("", (t(3, 4), t(4, 5))),
+        "mul": ("Tensor", (x, t(3, 1))),
+        "multiply": ("Tensor", (x, t(4))),
+        "mv": ("", (t(3, 4), t(4))),
+        "prod": ("dim_int", (x, 1)),
+        "rms_norm": ("", (x, [4], t(4), 1e-5)),
+        "scaled_dot_product_attention": (
+            "",
+            (t(2, 4, 3, 6), t(2, 2, 5, 6), t(2, 2, 5, 7), t(3, 5), 0.0, False),
+        ),
+        "softmax": ("int", (x, 1)),
+        "sort": ("", (x, 1)),
+        "std": ("dim", (x, [1])),
+        "sum": ("dim_IntList", (x, [1])),
+        "to": ("dtype", (x, torch.float32)),
+        "topk": ("", (x, 2, 1)),
+        "true_divide": ("Tensor", (x, t(4).abs() + 1)),
+        "type_as": ("", (x, t(2))),
+        "upsample_bicubic2d": ("", (image, [7, 7], False)),
+        "upsample_bilinear2d": ("", (image, [7, 7], False)),
+        "upsample_linear1d": ("", (x, [7], False)),
+        "upsample_nearest2d": ("", (image, [7, 7])),
+        "var": ("dim", (x, [1])),
+        "var_mean": ("dim", (x, [1])),
+        "where": ("self", (mask, x, t(4))),
+        "gate": ("", (x, t(4), -1)),
+        "_to_copy": ("", (x,)),
+        **{
+            copies: ("", (x,))
+            for copies in (
+                "alias",
+                "clone",
+                "contiguous",
+                "detach",
+                "detach_",
+                "lift_fresh",
+                "lift_fresh_copy",
+                "relu_",
+                "silu_",
+            )
+        },
+        # Movement.
+        "_unsafe_view": ("", (x, [6, 4])),
+        "adjoint": ("", (x,)),
+        "channel_shuffle": ("", (image, 2)),
+        "chunk": ("", (x, 2, 2)),
+        "constant_pad_nd": ("", (x, [1, 2, 0, 1])),
+        "diagonal": ("", (x,)),
+        "flatten": ("using_ints", (x, 1)),
+        "flip": ("", (x, [1])),
+        "index": ("Tensor", (x, [None, torch.tensor([2, 0, 1, 1])])),
+        "index_select": ("", (x, 2, torch.tensor([3, 0]))),
+        "mT": ("", (x,)),
+        "movedim": ("int", (x, 0, 2)),
+        "narrow": ("", (x, 2, 1, 2)),
+        "numpy_T": ("", (t(3, 4),)),
+        "pad": ("", (x, [1, 0])),
+        "permute": ("", (x, [2, 0, 1])),
+        "pixel_shuffle": ("", (image, 2)),
+        "pixel_unshuffle": ("", (t(2, 3, 4, 6), 2)),
+        "repeat": ("", (x, [2, 1, 3, 2])),
+        "repeat_interleave": ("self_int", (x, 3, 1)),
+        "reshape": ("", (x, [2, 2, 6])),
+        "reshape_as": ("", (x, t(4, 6))),
+        "roll": ("", (x, [1], [2])),
+        "select": ("int", (x, 1, 2)),
+        "slice": ("Tensor", (x, 2, 1, 4, 2)),
+        "split": ("Tensor", (x, 3, 2)),
+        "split_with_sizes": ("", (x, [1, 2], 1)),
+        "squeeze": ("dim", (t(2, 1, 3), 1)),
+        "swapaxes": ("", (x, 0, 1)),
+        "swapdims": ("", (x, 0, 2)),
+        "t": ("", (t(3, 4),)),
+        "tensor_split": ("sections", (x, 2, 2)),
+        "tile": ("", (x, [3, 1])),
+        "transpose": ("int", (x, 1, 2)),
+        "unbind": ("int", (x, 1)),
+        "unflatten": ("int", (x, 2, [2, 2])),
+        "unsafe_chunk": ("", (x, 2, 2)),
+        "unsafe_split": ("Tensor", (x, 3, 2)),
+        "unsqueeze": ("", (x, 1)),
+        "view": ("", (x, [6, 2, 2])),
+        "view_as": ("", (x, t(4, 6))),
+    }
+    keywords = {"enable_gqa": True} if name.startswith("scaled_dot") else {}
+    if name == "_grouped_mm":
+        return calls[name][0], _bfloat(calls[name][1]), keywords
+    return *calls[name], keywords
+
+
+def _bfloat(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    rows, weights, ends = args
+    return rows.float(), weights.float(), ends.int()
+
+
+def names() -> Iterator[str]:
+    for name in (*registered_rules(), *movement_names()):
+        if name not in NO_OPERATOR and name not in NO_RULE_IN_USE:
+            yield name.partition(".")[0]
+
+
+@pytest.mark.parametrize("name", sorted(set(names())))
+def test_rule_tells_the_truth(name: str) -> None:
+    namespace, _, op = name.partition("::")
+    overload, args, kwargs = example(op)
+    packet = getattr(getattr(torch.ops, namespace), op)
+    check_rule(getattr(packet, overload or "default"), *args, **kwargs)
