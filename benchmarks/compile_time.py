@@ -17,6 +17,7 @@ import pstats
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ def minilm() -> nn.Module:
     if spec is not None and spec.origin is not None:
         model: nn.Module = AutoModel.from_pretrained(Path(spec.origin).parent / "model")
         return model.eval()
-    shape = {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}
-    return BertModel(BertConfig(**shape)).eval()
+    config = BertConfig(hidden_size=384, num_hidden_layers=6, intermediate_size=1536)
+    return BertModel(config).eval()
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {"MiniLM": minilm, "BERT-base": bert_base}
@@ -86,9 +87,9 @@ def measure(build: Callable[[], nn.Module], rounds: int) -> dict[str, list[float
     times: dict[str, list[float]] = {name: [] for name in (EXPORT, *TARGETS)}
     for _ in range(rounds + 1):
         fresh = build()
-        times[EXPORT].append(seconds(lambda: export(plain, inputs)))
-        times["insert_gates"].append(seconds(lambda m=fresh: insert_gates(m)))
-        times['lower(..., "fx")'].append(seconds(lambda: lower(closed)))
+        times[EXPORT].append(seconds(partial(export, plain, inputs)))
+        times["insert_gates"].append(seconds(partial(insert_gates, fresh)))
+        times['lower(..., "fx")'].append(seconds(partial(lower, closed)))
     return {name: values[1:] for name, values in times.items()}
 
 
