@@ -19,15 +19,19 @@ from fgcompile.gates import (
 )
 from fgcompile.lowering import Lowered, lower
 from fgcompile.report import GraphDiff, diff
+from fgcompile.rules import DimRule, check_rule, dim_rule
 
 __all__ = [
     "Budget",
+    "DimRule",
     "Gate",
     "GateConfig",
     "GraphDiff",
     "Lowered",
     "analyze",
+    "check_rule",
     "diff",
+    "dim_rule",
     "gates",
     "insert_gates",
     "load_gates",

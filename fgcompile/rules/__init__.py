@@ -9,5 +9,6 @@ from fgcompile.rules import movement as movement
 from fgcompile.rules import normalization as normalization
 from fgcompile.rules import pointwise as pointwise
 from fgcompile.rules import reduction as reduction
+from fgcompile.rules.oracle import check_rule as check_rule
 from fgcompile.rules.registry import DimRule as DimRule
 from fgcompile.rules.registry import dim_rule as dim_rule

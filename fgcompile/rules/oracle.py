@@ -240,6 +240,10 @@ class _Layout:
                 unknown = [f for f in dim if f not in rule.sizes]
                 rest = math.prod(rule.sizes[f] for f in dim if f in rule.sizes)
                 for factor in unknown:
+                    if 1 != sizes.get(factor, 1) != size // rest != 1:
+                        raise PatternError(
+                            f"{factor} has sizes {sizes[factor]} and {size // rest}"
+                        )
                     sizes[factor] = max(sizes.get(factor, 1), size // rest)
         return cls(rule, dims, tuple(sizes), sizes)
 

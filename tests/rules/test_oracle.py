@@ -9,17 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from fgcompile.errors import CouplingError
 from fgcompile.gates import op as gate_op
+from fgcompile.rules import registry
 from fgcompile.rules.movement import movement_names
 from fgcompile.rules.oracle import check_rule
-from fgcompile.rules.registry import (
-    registered_rules,
-)
+from fgcompile.rules.registry import DimRule, dim_rule, registered_rules
 
 assert gate_op is not None  # it registers fgcompile::gate
 NO_OPERATOR = {"transformers::grouped_mm_fallback": "made by transformers"}
 NO_RULE_IN_USE = {"aten::addbmm": "sums over the batch", "aten::diagonal": "no dim"}
-MUTATING = {"aten::relu_", "aten::silu_", "aten::detach_"}
 
 
 def t(*shape: int) -> Tensor:
@@ -195,3 +194,68 @@ def test_rule_tells_the_truth(name: str) -> None:
     overload, args, kwargs = example(op)
     packet = getattr(getattr(torch.ops, namespace), op)
     check_rule(getattr(packet, overload or "default"), *args, **kwargs)
+
+
+def test_a_call_without_a_rule_is_an_error_that_says_so() -> None:
+    with pytest.raises(CouplingError) as caught:
+        check_rule(torch.ops.aten.addbmm.default, t(3, 5), t(2, 3, 4), t(2, 4, 5))
+    assert str(caught.value) == (
+        "no dimension rule for aten.addbmm.default: its rule returns None for this "
+        "call\n  operands are [3, 5], [2, 3, 4], [2, 4, 5]\n"
+        '  Register one: @dim_rule("aten::addbmm").'
+    )
+    with pytest.raises(CouplingError, match="no plane can follow"):
+        check_rule(torch.ops.aten.diagonal.default, t(3, 4))
+
+
+@pytest.fixture
+def rule_of(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Registers a rule for the time of one test, instead of the one there is."""
+    rules = dict(registry._RULES)
+    monkeypatch.setattr(registry, "_RULES", rules)
+
+    def register(name: str, rule: DimRule) -> None:
+        rules.pop(name, None)
+        dim_rule(name)(lambda node: rule)
+
+    return register
+
+
+def test_a_dim_that_is_mixed_but_not_described_is_found(rule_of: Any) -> None:
+    rule_of("aten::cumsum", DimRule("b t -> b t", kind="pointwise"))
+    with pytest.raises(CouplingError) as caught:
+        check_rule(torch.ops.aten.cumsum.default, t(2, 3), 1)
+    assert str(caught.value) == (
+        'the rule of aten.cumsum.default is wrong: "b t -> b t", pointwise\n'
+        "  output 0 moves at [0, 1] and 3 other places when operand_0 changes at dim "
+        "1, index 0\n  operands are [2, 3]\n"
+        "  Give those dims a common factor, contract or pin it, or write _."
+    )
+
+
+def test_a_false_annihilator_is_found(rule_of: Any) -> None:
+    rule_of(
+        "aten::add",
+        DimRule("..., ... -> ...", kind="pointwise", annihilators=(1,)),
+    )
+    with pytest.raises(CouplingError, match="though operand_1 is zero"):
+        check_rule(torch.ops.aten.add.Tensor, t(2, 3), t(2, 3))
+
+
+def test_a_contraction_that_is_no_sum_of_products_is_found(rule_of: Any) -> None:
+    rule_of("aten::cdist", DimRule("q d, k d -> q k"))
+    with pytest.raises(CouplingError):
+        check_rule(torch.ops.aten.cdist.default, t(3, 4), t(5, 4))
+
+
+def test_a_sum_that_counts_zeros_is_found(rule_of: Any) -> None:
+    rule_of("aten::logsumexp", DimRule("b t -> b", kind="reduction", zero_safe=True))
+    with pytest.raises(CouplingError):
+        check_rule(torch.ops.aten.logsumexp.default, t(2, 3), [1])
+
+
+def test_a_forgotten_group_is_found(rule_of: Any) -> None:
+    rule_of("aten::conv1d", DimRule("b i _, o i _ -> b o _"))
+    image, weight = t(2, 4, 5), t(6, 2, 3)
+    with pytest.raises(CouplingError):
+        check_rule(torch.ops.aten.conv1d.default, image, weight, None, [1], [1], [1], 2)
