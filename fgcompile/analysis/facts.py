@@ -6,8 +6,8 @@ all elements of a unit equal, NaN where they vary.
 Rules:
 (1) A vector parameter is constant everywhere; of other parameters, slices of zeros.
 (2) Movement carries constants; what comes from elsewhere varies.
-(3) An elementwise operator is run on the constants themselves: NaN, "varies",
-    travels through it by IEEE arithmetic. A zero annihilates a product.
+(3) An elementwise operator is run on the constants themselves, and on buffers: NaN,
+    "varies", travels through it by IEEE arithmetic. A zero annihilates a product.
 (4) A contraction is zero where for every contracted index some operand is zero;
     addends are added to that.
 (5) A normalisation is its shift where its scale is zero; one that does not subtract a
@@ -32,10 +32,14 @@ from fgcompile.rules.shapes import tensor_of
 
 @dataclass
 class Constants:
-    """`planes[value][plane]`: constants; `zero[value]`: the whole value is zero."""
+    """`planes[value][plane]`: constants; `zero[value]`: the whole value is zero.
+
+    `buffers` are the tensors, such as running statistics, that hold no units.
+    """
 
     planes: list[list[Array]] = field(default_factory=list)
     zero: list[bool] = field(default_factory=list)
+    buffers: dict[Node, torch.Tensor] = field(default_factory=dict)
 
     def is_zero(self, slot: Slot) -> Array:
         """Where the slot's operand is zero, over the factors of its step."""
@@ -49,6 +53,7 @@ def find_constants(program: Program, flow: Flow) -> Constants:
     constants = Constants(
         [[np.full(p.shape, np.nan) for p in value.planes] for value in flow.values],
         [False] * len(flow.values),
+        _buffers(program),
     )
     for name, index in flow.parameters.items():
         _parameter(program, flow, constants, name, index)
@@ -59,6 +64,12 @@ def find_constants(program: Program, flow: Flow) -> Constants:
             _ALIGN[step.rule.kind](flow, step, constants)
             _settle(step, constants)
     return constants
+
+
+def _buffers(program: Program) -> dict[Node, torch.Tensor]:
+    nodes = [n for n in program.graph.find_nodes(op="get_attr") if program.is_buffer(n)]
+    tensors = {node: program.parameter(node).detach() for node in nodes}
+    return {n: t for n, t in tensors.items() if t.is_floating_point() and not t.is_meta}
 
 
 def _parameter(
@@ -110,7 +121,8 @@ def _adds_elements(step: Move) -> bool:
 def _pointwise(flow: Flow, step: Align, constants: Constants) -> None:
     """Rule (3)."""
     _annihilate(flow, step, constants)
-    if any(v is None and s is not None for v, s in _operands(step)):
+    others = [s for v, s in _operands(step) if v is None and s is not None]
+    if any(source not in constants.buffers for source in others):
         return
     for result in step.results:
         known = [s for s in step.slots if set(s.axes) <= set(result.axes)]
@@ -119,6 +131,9 @@ def _pointwise(flow: Flow, step: Align, constants: Constants) -> None:
             continue
         found = _evaluate(step, constants, {s.operand: s for s in known})
         plane = constants.planes[result.value][result.plane]
+        # A buffer that varies along another dim makes another shape.
+        if others and found is not None and found.shape != plane.shape:
+            continue
         if found is not None and found.size == plane.size:
             found = found.reshape(plane.shape)
             plane[...] = np.where(np.isnan(plane), found, plane)
@@ -134,7 +149,10 @@ def _evaluate(
     """The node's operator on planes of constants; None where it cannot be run so."""
     replaced: dict[Node, torch.Tensor] = {}
     for position, (value, source) in enumerate(_operands(step)):
-        if source is None or value is None:
+        if source is None:
+            continue
+        if value is None:
+            replaced[source] = constants.buffers[source]
             continue
         fake = tensor_of(source)
         if fake is None or not fake.is_floating_point():
