@@ -121,12 +121,12 @@ def eager_sites(target: Target, place: Place, calls: Calls) -> Iterator[GateSite
 def value_index(target: Target, node: Node) -> tuple[int, torch.Tensor] | None:
     """Dim of a node's tensor, from the end, that holds the units; and their index.
 
-    None if they lie along several dims, or beside a batch or sequence.
+    None if they lie along several dims, or beside a batch or sequence, or if the node
+    has several results.
     """
-    value = target.flow.value_of(node)
-    if value is None:
+    value, tensor = target.flow.value_of(node), node.meta.get("val")
+    if value is None or not isinstance(tensor, torch.Tensor):
         return None
-    tensor = node.meta["val"]
     found = []
     for plane in target.flow.values[value].planes:
         index = target.index(plane)

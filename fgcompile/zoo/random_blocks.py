@@ -87,7 +87,7 @@ class Attention(nn.Module):
         if self.o.fused == 2 and len(set(self.widths)) == 1:
             # Interleaved by heads, as GPT-NeoX does.
             parts = self.qkv(x).view(*x.shape[:2], self.o.heads, -1).chunk(3, -1)
-            return tuple(p.flatten(2) for p in parts)  # type: ignore[return-value]
+            return tuple(p.flatten(2) for p in parts)
         return self.qkv(x).split(self.widths, dim=-1)
 
     def _heads(self, x: Tensor, heads: int, size: int) -> Tensor:

@@ -177,6 +177,32 @@ def test_a_router_that_only_chooses_is_needed() -> None:
     assert lowered.model.get_parameter("head.weight").shape == (3, 4)
 
 
+class Halves(nn.Module):
+    """A module that returns one half of what it made; nobody reads the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(4, 3)
+        self.first = FirstHalf()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.first(self.up(x)))
+
+
+class FirstHalf(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sin().chunk(2, -1)[0]
+
+
+def test_gates_are_placed_beside_a_split() -> None:
+    x = torch.randn(3, 4)
+    config = GateConfig(kinds=("mlp",), gate="plain")
+    model = insert_gates(Halves(), {"x": x}, config)
+    for gate in gates(model).values():
+        gate.close([1])
+    lowered_equal(model, x=x.double())
+
+
 class Cosine(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.cos()
