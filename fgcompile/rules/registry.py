@@ -118,9 +118,7 @@ def registered_rules() -> Mapping[str, Rule]:
     return dict(sorted(_RULES.items()))
 
 
-_UNTAGGED = frozenset(
-    ("aten::__or__", "aten::__and__", "aten::__xor__", "aten::where")
-)
+_UNTAGGED = frozenset(("aten::__or__", "aten::__and__", "aten::__xor__", "aten::where"))
 """Elementwise operators that PyTorch does not tag as such."""
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ class Case:
 
     def difference(self, model: nn.Module, lowered: Any) -> float:
         """Between a gated and a lowered model, on all shapes."""
-        inputs = batches(model.config.vocab_size)
+        inputs = batches(cast(Any, model.config).vocab_size)
         return worst_difference(model, lowered, inputs, visible_only=self.causal)
 
 
