@@ -38,7 +38,7 @@ def zero(parameter: Any, *index: Any) -> None:
 
 
 class FoldedTokens(nn.Module):
-    """The last linear map is dead, but sizes still come from what feeds it."""
+    """The inner linear map is dead, but sizes still come from what feeds it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class FoldedTokens(nn.Module):
 
 def test_tokens_of_a_dead_embedding_still_find_their_rows() -> None:
     model = FoldedTokens()
-    zero(model.head.weight)
+    zero(model.inner.weight)
     tokens = torch.arange(22).reshape(2, 11) % 13
     lowered_equal(model, x=tokens)
 
