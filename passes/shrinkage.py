@@ -16,7 +16,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import Node
 
 from fgcompile.analysis.facts import Constants
-from fgcompile.analysis.steps import Align, Array, Flow, Link, Move, Step, Value
+from fgcompile.analysis.steps import Align, Array, Flow, Link, Move, Step
 from fgcompile.analysis.survivors import Survivors
 from fgcompile.program import Program
 
@@ -44,11 +44,6 @@ class Shrinkage:
             self.steps.setdefault(step.node.name, []).append(step)
         for node, values in self.flow.of.items():
             self.values[node.name] = values
-
-    def value(self, node: Node) -> Value | None:
-        """The old (first) value of a node of the copy."""
-        index = self.index(node)
-        return None if index is None else self.flow.values[index]
 
     def index(self, node: Node) -> int | None:
         """Index of the old (first) value of a node of the copy."""
