@@ -5,11 +5,7 @@ Needs the extra `onnx`: `pip install fgcompile[onnx]`.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import shutil
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fgcompile.capture.state import silence
 from fgcompile.errors import ExportError
 from fgcompile.program import Program
 from fgcompile.targets.exported import export_program
+from fgcompile.targets.extras import cause, quiet, require
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -43,9 +39,9 @@ def write_onnx(program: Program, path: Path, opset: int = OPSET) -> None:
     Raises:
         ExportError: If the exporter fails, or the extra `onnx` is not installed.
     """
-    _require("onnx", "onnxscript")
+    require("onnx", "onnx", "onnxscript")
     try:
-        with _quiet():
+        with quiet():
             exported = export_program(program)
             converted = torch.onnx.export(
                 exported,
@@ -61,7 +57,7 @@ def write_onnx(program: Program, path: Path, opset: int = OPSET) -> None:
             converted.save(str(path), external_data=size > _SINGLE_FILE_LIMIT)
     except Exception as error:
         raise ExportError(
-            f"torch.onnx cannot export the lowered model: {_cause(error)}\n"
+            f"torch.onnx cannot export the lowered model: {cause(error)}\n"
             f"  to {path.name}, opset {opset}\n"
             '  Check that the dense model exports, or lower to "fx" instead.'
         ) from error
@@ -71,12 +67,12 @@ def read_onnx(file: Path) -> Any:
     """The ModelProto in `file`; its path if the weights lie in a file beside."""
     import onnx
 
-    return file if _data_file(file).exists() else onnx.load(str(file))
+    return file if data_file(file).exists() else onnx.load(str(file))
 
 
 def copy_onnx(source: Path, target: Path) -> None:
     """`source` as `target`, with the file of its weights, if it has one."""
-    if not _data_file(source).exists():
+    if not data_file(source).exists():
         shutil.copyfile(source, target)
         return
     import onnx
@@ -85,12 +81,13 @@ def copy_onnx(source: Path, target: Path) -> None:
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
             if entry.key == "location":
-                entry.value = _data_file(target).name
-    shutil.copyfile(_data_file(source), _data_file(target))
+                entry.value = data_file(target).name
+    shutil.copyfile(data_file(source), data_file(target))
     onnx.save_model(model, str(target))
 
 
-def _data_file(file: Path) -> Path:
+def data_file(file: Path) -> Path:
+    """Where the weights of `file` lie if they are not in it."""
     return file.with_name(f"{file.name}.data")
 
 
@@ -113,7 +110,7 @@ def onnx_session(path: str | Path, threads: int = 0) -> onnxruntime.InferenceSes
     Raises:
         ExportError: If onnxruntime is not installed or refuses the file.
     """
-    _require("onnxruntime")
+    require("onnx", "onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -125,7 +122,7 @@ def onnx_session(path: str | Path, threads: int = 0) -> onnxruntime.InferenceSes
         )
     except Exception as error:
         raise ExportError(
-            f"onnxruntime refuses {Path(path).name}: {_cause(error)}\n"
+            f"onnxruntime refuses {Path(path).name}: {cause(error)}\n"
             "  Nothing was kept. Please report the model."
         ) from error
 
@@ -155,33 +152,3 @@ class OnnxModel:
             name: torch.from_numpy(result) if result.ndim else torch.tensor(result)
             for name, result in zip(self.output_names, results, strict=True)
         }
-
-
-def _require(*modules: str) -> None:
-    for module in modules:
-        try:
-            __import__(module)
-        except ImportError as error:
-            raise ExportError(
-                f"the target onnx needs the package {module}\n"
-                "  Install it: pip install fgcompile[onnx]"
-            ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """torch.onnx reports its progress on standard output, whatever one asks."""
-    with (
-        silence(),
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"
