@@ -7,6 +7,7 @@ from fgcompile.report.changes import Measure as Measure
 from fgcompile.report.changes import Member as Member
 from fgcompile.report.changes import Note as Note
 from fgcompile.report.changes import Pinned as Pinned
+from fgcompile.report.changes import Variant as Variant
 from fgcompile.report.changes import Verification as Verification
 from fgcompile.report.compare import diff_summaries as diff_summaries
 from fgcompile.report.diff import diff as diff

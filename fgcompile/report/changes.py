@@ -244,6 +244,27 @@ class Pinned:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """One of several files of the same model, measured side by side.
+
+    Args:
+        name: Such as "lowered int8".
+        size_bytes: Bytes of the file, with the file of its weights.
+        latency_ratio: Median time of a call over that of the first variant, measured
+            in turns; this one number depends on the machine. None if not measured.
+        difference: Largest difference to `reference`, relative to the largest
+            magnitude of an output; None if there is none.
+        reference: What it was compared with.
+    """
+
+    name: str
+    size_bytes: int
+    latency_ratio: float | None = None
+    difference: float | None = None
+    reference: str = ""
+
+
+@dataclass(frozen=True)
 class Note:
     """One sentence that the reader needs, such as a closed unit that stayed.
 

@@ -13,11 +13,12 @@ from fgcompile.report.changes import (
     Note,
     ParameterChange,
     Pinned,
+    Variant,
     Verdict,
     Verification,
 )
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class GraphDiff:
         layers: Parameter counts per module, changed or not.
         pinned: Units that could not be removed.
         notes: Sentences the reader needs.
+        variants: Files that were made of the model, where several were.
         title: Names the pair, such as "model.onnx"; never a path.
 
     A rename or another order of equal nodes is no change: it leaves every
@@ -47,6 +49,7 @@ class GraphDiff:
     layers: tuple[Layer, ...] = ()
     pinned: tuple[Pinned, ...] = ()
     notes: tuple[Note, ...] = ()
+    variants: tuple[Variant, ...] = ()
     title: str = ""
 
     @property

@@ -48,6 +48,9 @@ def as_renderable(diff: GraphDiff) -> Group:
     if view.interface:
         sides = ("interface", "name", "what", "before", "after", "effect")
         parts.append(_table(sides, view.interface))
+    if view.variants:
+        heads = ("file", "size", "time", "relative difference", "from")
+        parts.append(_table(heads, view.variants))
     if view.groups:
         parts.append(_groups(view))
     if view.modules:
@@ -55,12 +58,12 @@ def as_renderable(diff: GraphDiff) -> Group:
     if view.tensors:
         parts.append(_table(("other tensor", "change"), view.tensors))
     if view.pinned:
-        heads = ("pinned", "units", "why", "where", "remedy")
+        columns = ("pinned", "units", "why", "where", "remedy")
         rows = [
             (pin.name, pin.units, pin.reason, pin.where, pin.remedy)
             for pin in view.pinned
         ]
-        parts.append(_table(heads, rows))
+        parts.append(_table(columns, rows))
     for note in diff.notes:
         subject = f"{note.subject}: " if note.subject else ""
         style = "bold yellow" if note.level == "warning" else "dim"

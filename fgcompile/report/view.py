@@ -28,6 +28,7 @@ from fgcompile.report.rows import (
     verification,
 )
 from fgcompile.report.wording import (
+    difference,
     in_bytes,
     listed,
     plural,
@@ -137,6 +138,22 @@ class View:
                 "breaks callers" if change.breaking else "compatible",
             )
             for change in self.diff.interface
+        ]
+
+    @cached_property
+    def variants(self) -> list[tuple[str, ...]]:
+        """Rows of file, size, latency, largest difference, compared with."""
+        return [
+            (
+                variant.name,
+                in_bytes(variant.size_bytes),
+                ""
+                if variant.latency_ratio is None
+                else f"{variant.latency_ratio:.2f} x",
+                "" if variant.difference is None else difference(variant.difference),
+                variant.reference,
+            )
+            for variant in self.diff.variants
         ]
 
     @cached_property

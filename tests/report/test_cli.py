@@ -55,7 +55,7 @@ def test_exit_code_counts_a_budget_of_equal_models(pair):
     [
         ("terminal", "after.onnx: 1 group shrank"),
         ("markdown", "<!-- fgcompile-diff -->"),
-        ("json", '{\n  "schema_version": "1.0"'),
+        ("json", '{\n  "schema_version": "1.1"'),
         ("html", "<!doctype html>"),
         ("svg", "<svg "),
         ("github", "<!-- fgcompile-diff -->"),

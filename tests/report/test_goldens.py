@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import pytest
 
-from fgcompile.report import GraphDiff, Note, Pinned, Verification, diff
+from fgcompile.report import GraphDiff, Note, Pinned, Variant, Verification, diff
 from fgcompile.report.render_github import render_github
 from fgcompile.report.render_twin import render_twin
 from tests.report.golden import assert_golden
@@ -88,6 +88,10 @@ def test_a_full_report_follows_the_schema():
             **vars(report.with_budgets(["params=-10%", "diff=1e-5"])),
             "pinned": (pin,),
             "notes": (Note("2 of 5 closed units stay", "mlp", "warning"),),
+            "variants": (
+                Variant("dense float32", 4_000_000, 1.0),
+                Variant("lowered int8", 812_345, 0.42, 0.031, "lowered float32"),
+            ),
         }
     )
     document = json.loads(full.to_json())

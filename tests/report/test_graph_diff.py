@@ -89,5 +89,5 @@ def test_json_holds_the_kept_indices_and_their_digest():
     (group,) = document["groups"]
     assert group["kept"] == [1, 3]
     assert group["kept_digest"] == digest_of_indices((1, 3))
-    assert document["schema_version"] == "1.0"
+    assert document["schema_version"] == "1.1"
     assert document["same"] is False
