@@ -198,3 +198,7 @@ class View:
             (f"{plural(count, 'tensor')} outside of modules", text)
             for text, count in loose.items()
         ]
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f} x"
