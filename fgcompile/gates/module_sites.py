@@ -83,6 +83,19 @@ class Calls:
             for node in self.nodes[call]
         )
 
+    def is_product(self, node: Node) -> bool:
+        """Whether the innermost call around `node` maps one argument to its result."""
+        call, path = _call(node), module_path(node)
+        if call is None or len(self.inputs(call)) != 1:
+            return False
+        results = self.results(call)
+        value = node
+        while value not in results and len(value.users) == 1:
+            value = next(iter(value.users))
+            if _call(value) != call or not is_movement(value):
+                return False
+        return results == [value] and self.takes_one_argument(path)
+
     def takes_one_argument(self, path: str) -> bool:
         """Whether the module's forward needs exactly one argument."""
         forward = inspect.signature(self.model.get_submodule(path).forward)
@@ -199,7 +212,7 @@ def _parameters(target: Target, place: Place, calls: Calls) -> Iterator[GateSite
         family = flow.units.families[int(families[0])]
         index = torch.from_numpy(target.index(family.ids))
         path = module_path(place.node)
-        owner, name = _readable(calls, path, family.name)
+        owner, name = parameter_owner(calls, path, family.name)
         yield GateSite(owner, "parameter", name, family.dim, index, place.node.name)
 
 
@@ -208,12 +221,12 @@ def _raw_parameter(target: Target, place: Place, calls: Calls) -> GateSite:
     if found is None:
         raise NoSiteError(f"units lie along several dims of {place.node.target}")
     reader = common_path([module_path(user) for user in place.node.users])
-    owner, name = _readable(calls, reader, str(place.node.target))
+    owner, name = parameter_owner(calls, reader, str(place.node.target))
     dim = found[0] + place.node.meta["val"].dim()
     return GateSite(owner, "parameter", name, dim, found[1], place.node.name)
 
 
-def _readable(calls: Calls, reader: str, parameter: str) -> tuple[str, str]:
+def parameter_owner(calls: Calls, reader: str, parameter: str) -> tuple[str, str]:
     """The innermost module around `reader` that owns a parameter, and its name there.
 
     Raises:

@@ -1,0 +1,196 @@
+"""The weight matrices of a model that belong to coupled groups, as modules hold them.
+
+What methods that act on whole matrices share: which matrices there are, whose forward
+reads them, and which of their dims makes outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from fgcompile.analysis.coupling import Analysis, CoupledGroup
+from fgcompile.analysis.steps import Align, Slot
+from fgcompile.errors import GateError
+from fgcompile.gates.module_sites import Calls, NoSiteError, parameter_owner
+from fgcompile.program import module_path
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight that one operator multiplies data with.
+
+    Attributes:
+        parameter: Name of the weight in the program and the model.
+        rows: Its dim that makes outputs; the other one, `columns`, is summed over.
+        shape: Outputs and inputs [count].
+        reader: Path of the module whose forward reads the weight.
+        weight: Name of the weight relative to `reader`.
+        bias: Name of what is added to the outputs, relative to `reader`; None if
+            nothing is, or not by the same operator.
+        whole: Whether a call of `reader` takes the inputs as its only argument and
+            returns the outputs, so that both can be seen from outside.
+        nodes: The nodes that read it.
+    """
+
+    parameter: str
+    rows: int
+    shape: tuple[int, int]
+    reader: str
+    weight: str
+    bias: str | None
+    whole: bool
+    nodes: tuple[str, ...] = field(compare=False)
+
+    @property
+    def columns(self) -> int:
+        """The dim that is summed over."""
+        return 1 - self.rows
+
+
+def chosen_groups(analysis: Analysis, kinds: Sequence[str]) -> list[CoupledGroup]:
+    """Groups of these kinds that may shrink, those inside blocks where there are any.
+
+    A group is inside a block if every matrix beside it reads or writes something that
+    may shrink as well, such as the residual stream: a classifier's hidden layer, beside
+    the outputs of the model, is not.
+    """
+    groups = [g for g in analysis.groups if g.kind in kinds and not g.reasons]
+    fixed = {
+        (member.parameter, member.dim)
+        for group in analysis.pinned
+        for member in group.members
+    }
+    inside = [
+        group
+        for group in groups
+        if not any((m.parameter, 1 - m.dim) in fixed for m in group.members)
+    ]
+    return inside or groups
+
+
+def matrices(
+    analysis: Analysis, model: nn.Module, kinds: Sequence[str] = ("mlp", "head")
+) -> list[Matrix]:
+    """Every matrix with rows or columns in a chosen group, in the order of the graph.
+
+    Args:
+        analysis: Of `model`.
+        model: An eager model.
+        kinds: Kinds of the groups.
+
+    Raises:
+        GateError: If there is none.
+    """
+    calls = Calls(analysis.program, model)
+    members = {
+        member.parameter
+        for group in chosen_groups(analysis, kinds)
+        for member in group.members
+    }
+    found: dict[str, Matrix] = {}
+    for step, slot in _products(analysis):
+        name = analysis.flow.values[slot.value].node.target
+        if name not in members:
+            continue
+        matrix = _matrix(analysis, calls, step, slot)
+        if matrix is None:
+            continue
+        known = found.get(matrix.parameter)
+        if known is None:
+            found[matrix.parameter] = matrix
+        elif known == matrix:
+            nodes = (*known.nodes, *matrix.nodes)
+            found[matrix.parameter] = _with_nodes(known, nodes)
+        else:
+            # Read in two ways, as tied weights are: no one change serves both.
+            del found[matrix.parameter]
+            members.discard(matrix.parameter)
+    if not found:
+        raise GateError(
+            f"no weight matrix belongs to a group of kind {', '.join(kinds)}\n"
+            "  fgcompile.analyze(model) lists the groups that there are."
+        )
+    return list(found.values())
+
+
+def weight_of(model: nn.Module, matrix: Matrix) -> nn.Parameter:
+    """The parameter that a matrix is, in `model`."""
+    owner, _, name = matrix.parameter.rpartition(".")
+    parameter = model.get_submodule(owner)._parameters[name]
+    assert parameter is not None
+    return parameter
+
+
+def units_along(group: CoupledGroup, matrix: Matrix, dim: int) -> Tensor | None:
+    """Unit of `group` at every index of a dim; -1 for others, None if all are."""
+    for member in group.members:
+        if member.parameter == matrix.parameter and member.dim == dim:
+            return member.index
+    return None
+
+
+def _products(analysis: Analysis) -> Iterator[tuple[Align, Slot]]:
+    """Contractions of data with a whole parameter of two dims, at its summed dim."""
+    for step in analysis.flow.steps:
+        if not isinstance(step, Align) or step.rule.kind != "contraction":
+            continue
+        for slot in step.slots:
+            node = analysis.flow.values[slot.value].node
+            if node.op != "get_attr" or slot.operand in step.rule.addends:
+                continue
+            summed = slot.axes and slot.axes[-1] in step.contracted
+            if summed and analysis.program.parameter(node).dim() == 2:
+                yield step, slot
+
+
+def _matrix(analysis: Analysis, calls: Calls, step: Align, slot: Slot) -> Matrix | None:
+    node, program = analysis.flow.values[slot.value].node, analysis.program
+    plane = analysis.flow.values[slot.value].planes[slot.plane]
+    columns = max(range(2), key=lambda dim: plane.shape[dim])
+    shape = program.parameter(node).shape
+    reader = module_path(step.node)
+    try:
+        owner, weight = parameter_owner(calls, reader, str(node.target))
+    except NoSiteError:
+        return None
+    bias = _bias(calls, step, owner)
+    return Matrix(
+        str(node.target),
+        1 - columns,
+        (shape[1 - columns], shape[columns]),
+        owner,
+        weight,
+        bias,
+        calls.is_product(step.node) and owner == reader,
+        (step.node.name,),
+    )
+
+
+def _bias(calls: Calls, step: Align, reader: str) -> str | None:
+    for position in step.rule.addends:
+        source = step.sources[position]
+        if isinstance(source, Node) and source.op == "get_attr":
+            owner, name = parameter_owner(calls, reader, str(source.target))
+            return name if owner == reader else None
+    return None
+
+
+def _with_nodes(matrix: Matrix, nodes: tuple[str, ...]) -> Matrix:
+    fields = {name: getattr(matrix, name) for name in matrix.__dataclass_fields__}
+    return Matrix(**(fields | {"nodes": nodes}))
+
+
+def oriented(weight: Tensor, matrix: Matrix) -> Tensor:
+    """`weight` as outputs by inputs; its own inverse."""
+    return weight if matrix.rows == 0 else weight.T
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the first parameter of `model` is."""
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
