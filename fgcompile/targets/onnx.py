@@ -53,14 +53,20 @@ def write_onnx(program: Program, path: Path, opset: int = OPSET) -> None:
             )
             assert converted is not None
             _name_axes(converted)
-            size = sum(t.nbytes for t in program.graph_module.state_dict().values())
-            converted.save(str(path), external_data=size > _SINGLE_FILE_LIMIT)
+            save_onnx(converted, path)
     except Exception as error:
         raise ExportError(
             f"torch.onnx cannot export the lowered model: {cause(error)}\n"
             f"  to {path.name}, opset {opset}\n"
             '  Check that the dense model exports, or lower to "fx" instead.'
         ) from error
+
+
+def save_onnx(converted: Any, path: Path) -> None:
+    """Writes what torch.onnx made, in one file if protobuf can hold it."""
+    stored = converted.model.graph.initializers.values()
+    size = sum(value.const_value.nbytes for value in stored)
+    converted.save(str(path), external_data=size > _SINGLE_FILE_LIMIT)
 
 
 def read_onnx(file: Path) -> Any:

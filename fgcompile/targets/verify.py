@@ -129,7 +129,7 @@ def _compare(
                 f"output {label} of {name} has shape {list(got.shape)}, "
                 f"the model's is {list(want.shape)}\n  at inputs {shapes}"
             )
-        difference, magnitude = _difference(want, got)
+        difference, magnitude = largest_difference(want, got)
         bound = TOLERANCE.get(want.dtype, 0.0) * scale * max(magnitude, 1e-3)
         if not difference <= bound:
             raise VerifyError(
@@ -161,7 +161,7 @@ def _visible(outputs: list[Tensor], inputs: dict[str, Any]) -> list[Tensor]:
     return outputs
 
 
-def _difference(want: Tensor, got: Tensor) -> tuple[float, float]:
+def largest_difference(want: Tensor, got: Tensor) -> tuple[float, float]:
     """Largest absolute difference and magnitude; equal NaN and infinities agree."""
     if not want.numel():
         return 0.0, 0.0
