@@ -45,8 +45,8 @@ def save_gates(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
     state = {k: v.contiguous().cpu() for k, v in container.state_dict().items()}
     tensors = safetensors.torch.save(state)
     manifest = _describe(container) | {"sha256": hashlib.sha256(tensors).hexdigest()}
-    _replace(folder / TENSORS, tensors)
-    _replace(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    replace_file(folder / TENSORS, tensors)
+    replace_file(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     return folder
 
 
@@ -90,7 +90,7 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and value == float("inf") else value
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with beside.open("wb") as file:
@@ -104,7 +104,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads(_read(path))
+        manifest = json.loads(read_file(path))
         version, gates = manifest["schema_version"], manifest["gates"]
         complete = isinstance(manifest["sha256"], str) and all(
             {"name", "kind", "size"} <= gate.keys() for gate in gates
@@ -122,7 +122,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _read_tensors(path: Path, digest: str) -> dict[str, Tensor]:
-    content = _read(path)
+    content = read_file(path)
     if hashlib.sha256(content).hexdigest() != digest:
         raise FormatError(
             f"{path} is damaged: its digest is not the one in {MANIFEST}\n"
@@ -134,7 +134,7 @@ def _read_tensors(path: Path, digest: str) -> dict[str, Tensor]:
         raise FormatError(f"{path} is damaged: {error}") from error
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
