@@ -26,15 +26,17 @@ BoolArray = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Family:
-    """The units of one parameter dim, or of one head dim that no parameter has.
+    """The units of one parameter dim, or of a dim that no parameter has.
 
-    `name` is the parameter, "" for a head dim; ids are `start .. start + size`.
+    `name` is the parameter, "" without one; ids are `start .. start + size`. `heads`
+    tells units that stand for heads from those of a plane that several planes met in.
     """
 
     name: str
     dim: int
     size: int
     start: int
+    heads: bool = False
 
     @property
     def ids(self) -> UnitIds:
@@ -54,21 +56,35 @@ class Units:
     _parents: list[UnitIds] = field(default_factory=list)
     pins: list[tuple[UnitIds, int]] = field(default_factory=list)
 
-    def new_family(self, name: str, dim: int, size: int) -> Family:
+    def new_family(
+        self, name: str, dim: int, size: int, *, heads: bool = False
+    ) -> Family:
         """A family of `size` new units."""
-        family = Family(name, dim, size, self.count)
+        family = Family(name, dim, size, self.count, heads)
         self.families.append(family)
         self.count += size
         return family
 
     def is_head(self, ids: UnitIds) -> bool:
-        """Whether a plane holds units that no parameter dim has (rule of heads)."""
+        """Whether a plane holds units that stand for heads."""
         known = ids[ids >= 0]
         if not known.size:
             return False
         starts = np.array([f.start for f in self.families])
         at = int(np.searchsorted(starts, known.flat[0], side="right")) - 1
-        return self.families[at].name == ""
+        return self.families[at].heads
+
+    def nest(self, outer: UnitIds, inner: UnitIds) -> UnitIds:
+        """A plane of new units, each made of one of `outer` and one of `inner`.
+
+        A column that reads dim `e` of head `h`, where all heads share their values,
+        goes with either: it is coupled with `e`, and `h` is its parent.
+        """
+        outer, inner = np.broadcast_arrays(outer, inner)
+        ids = self.new_family("", 0, outer.size).ids.reshape(outer.shape)
+        self.couple(ids, inner)
+        self.set_parent(ids, outer)
+        return ids
 
     def couple(self, left: UnitIds, right: UnitIds) -> None:
         """Couple the units of two broadcastable planes element by element."""

@@ -341,7 +341,7 @@ def _plane_ids(flow: Flow, step: Align, component: tuple[int, ...]) -> Array:
     if candidates:
         best = max(candidates, key=lambda s: len(s.axes))
         return np.broadcast_to(_ids(flow, best), shape)
-    family = flow.units.new_family("", 0, math.prod(shape))
+    family = flow.units.new_family("", 0, math.prod(shape), heads=True)
     return family.ids.reshape(shape)
 
 

@@ -75,7 +75,7 @@ def classes_of(flow: Flow, inside: BoolArray, headed: BoolArray) -> Classes:
     family = np.repeat(np.arange(len(sizes)), sizes)
     heads = np.zeros(count, bool)
     for one in units.families:
-        if not one.name:
+        if one.heads:
             heads[labels[one.ids]] = True
     child, parent = units.parents()
     heads[labels[parent[inside[child]]]] = True

@@ -103,7 +103,7 @@ def _move(step: Move, constants: Constants) -> None:
     for link in step.links:
         source = constants.planes[link.source][link.source_plane].reshape(-1)
         target = constants.planes[link.target][link.target_plane]
-        here = link.index >= 0
+        here = (link.index >= 0) & np.isnan(target)
         target[here] = source[link.index[here]]
     if all(constants.zero[v] for v in step.operands) and not _adds_elements(step):
         for v in step.outputs:

@@ -34,7 +34,8 @@ def trace_planes(program: Program) -> Flow:
     Rules:
     (1) A parameter has one plane per dim; a buffer or constant has none.
     (2) A value without parameters has no planes and couples nothing.
-    (3) Movement operators run on the planes; broadcasts align with their input.
+    (3) Movement operators run on the planes; broadcasts align with their input. Planes
+    that meet in a dim (heads and the dims that all heads share, flattened) nest.
     (4) An operator with a rule, or tagged pointwise, aligns dims by factors.
     (5) Any other operator pins what reaches it; so does one with a rule that does not
     describe all of its operands.
@@ -150,17 +151,49 @@ def _movement(flow: Flow, node: Node) -> None:
         if (maps := _moved(flow, node, plane)) is not None
     }
     shapes = _output_shapes(node)
-    links, outputs = [], []
+    links: list[Link] = []
+    outputs = []
     for k, shape in enumerate(shapes):
         planes: list[Array] = []
-        for p, maps in moved.items():
-            ids = np.where(maps[k] >= 0, value.planes[p].reshape(-1)[maps[k]], -1)
-            links.append(Link(index, p, len(flow.values), len(planes), maps[k]))
-            planes.append(ids)
+        for parts in _meeting({p: maps[k] for p, maps in moved.items()}):
+            target = (len(flow.values), len(planes))
+            links += [Link(index, p, *target, each) for p, each in parts.items()]
+            planes.append(_nested(flow, value, parts))
         outputs.append(len(flow.values))
         flow.values.append(Value(node, shape, planes, value.table, k))
     flow.of[node] = tuple(outputs)
     flow.steps.append(Move(node, (index,), tuple(outputs), links))
+
+
+def _meeting(moved: dict[int, Array]) -> list[dict[int, Array]]:
+    """Planes by position, those together that vary along the same dim of the output."""
+    groups: list[dict[int, Array]] = []
+    for position, plane in moved.items():
+        touched = [g for g in groups if any(_meet(plane, p) for p in g.values())]
+        groups = [g for g in groups if not any(g is other for other in touched)]
+        groups.append({k: p for g in touched for k, p in g.items()} | {position: plane})
+    return [dict(zip(g, np.broadcast_arrays(*g.values()), strict=True)) for g in groups]
+
+
+def _meet(one: Array, other: Array) -> bool:
+    return any(m > 1 and n > 1 for m, n in zip(one.shape, other.shape, strict=True))
+
+
+def _nested(flow: Flow, value: Value, parts: dict[int, Array]) -> Array:
+    """Ids of an output plane made of planes of `value`: heads are outermost."""
+
+    def depth(position: int) -> tuple[bool, int]:
+        plane = value.planes[position]
+        first = next((d for d, n in enumerate(plane.shape) if n > 1), 0)
+        return not flow.units.is_head(plane), first
+
+    ids = None
+    for position in sorted(parts, key=depth):
+        index = parts[position]
+        own = np.where(index >= 0, value.planes[position].reshape(-1)[index], -1)
+        ids = own if ids is None else flow.units.nest(ids, own)
+    assert ids is not None
+    return ids
 
 
 def _moved(flow: Flow, node: Node, plane: Array) -> list[Array] | None:

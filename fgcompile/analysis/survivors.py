@@ -9,7 +9,8 @@ values do not matter, and results stay exact. Rules, for each step:
 (2) Where an axis is outer in a plane, each survivor keeps at least one unit there.
 (3) An operand without planes must have one index for all: it can be gathered, also
     with other indices for each outer unit; a loose operand must only be wider.
-(4) Movement keeps an element exactly if it keeps its origin.
+(4) Movement keeps an element exactly if it keeps its origin: each of them, where
+    planes met.
 (5) In a plane over several dims, or over a compound one (channels of a grouped
     convolution), rows that survive have equally many units; which
     ones may differ from row to row. Units that are coupled within a row, such as the
@@ -28,7 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fgcompile.analysis.needs import Needs
-from fgcompile.analysis.steps import Align, Array, Flow, Move, Slot
+from fgcompile.analysis.steps import Align, Array, Flow, Link, Move, Slot
 
 
 @dataclass
@@ -133,19 +134,31 @@ def _sweep(
 def _move(step: Move, survivors: Survivors) -> set[int]:
     """Rule (4)."""
     grown = set()
-    for link in step.links:
-        source = survivors.planes[link.source][link.source_plane]
-        target = survivors.planes[link.target][link.target_plane]
-        here = link.index >= 0
-        origin = link.index[here]
-        kept = source.reshape(-1)[origin] | target[here]
-        if not target[here].all() and (kept & ~target[here]).any():
-            target[here] = kept
-            grown.add(link.target)
-        if (target[here] & ~source.reshape(-1)[origin]).any():
-            source.reshape(-1)[origin[target[here]]] = True
-            grown.add(link.source)
+    for (value, plane), links in _by_target(step).items():
+        target = survivors.planes[value][plane]
+        kept = np.ones(target.shape, bool)
+        for link in links:
+            source = survivors.planes[link.source][link.source_plane]
+            kept &= (link.index < 0) | source.reshape(-1)[link.index]
+        if (kept & ~target).any():
+            target |= kept
+            grown.add(value)
+        for link in links:
+            source = survivors.planes[link.source][link.source_plane]
+            here = link.index >= 0
+            origin = link.index[here]
+            if (target[here] & ~source.reshape(-1)[origin]).any():
+                source.reshape(-1)[origin[target[here]]] = True
+                grown.add(link.source)
     return grown
+
+
+def _by_target(step: Move) -> dict[tuple[int, int], list[Link]]:
+    """The links of a step by the plane that they lead to, as (value, plane)."""
+    found: dict[tuple[int, int], list[Link]] = {}
+    for link in step.links:
+        found.setdefault((link.target, link.target_plane), []).append(link)
+    return found
 
 
 def align_survivors(

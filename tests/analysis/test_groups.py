@@ -34,6 +34,7 @@ def free_kinds(analysis: Analysis) -> dict[tuple[str, int], int]:
 # Two layers, 32 wide, 4 heads of 8 (or 8 heads of 4, four groups), 96 or 128 hidden.
 ATTENTION = {("head", 4): LAYERS, ("qk", 32): LAYERS, ("vo", 32): LAYERS}
 GROUPED = {("head", 4): LAYERS, ("qk", 8): LAYERS, ("vo", 16): LAYERS}
+MULTI_QUERY = {("head", 4): LAYERS, ("qk", 4): LAYERS, ("vo", 8): LAYERS}
 STREAM = {("residual", 32): 1}
 EXPECTED = {
     "bert": ATTENTION | STREAM | {("mlp", 96): LAYERS},
@@ -61,6 +62,16 @@ EXPECTED = {
         ("qk", 4): LAYERS,
         ("vo", 32): LAYERS,
         ("mlp", 96): LAYERS,
+        ("residual", 32): 1,
+    },
+    # One head of keys and values: each query head is a unit, their dims are shared.
+    "llama:multi-query": MULTI_QUERY | STREAM | {("mlp", 96): LAYERS},
+    "falcon:multi-query": MULTI_QUERY | STREAM | {("mlp", 128): LAYERS},
+    "gpt_bigcode": {
+        ("head", 4): LAYERS,
+        ("qk", 8): LAYERS,
+        ("vo", 8): LAYERS,
+        ("mlp", 128): LAYERS,
         ("residual", 32): 1,
     },
     "vit": ATTENTION | STREAM | {("mlp", 96): LAYERS},

@@ -150,6 +150,36 @@ def test_different_dims_may_survive_in_different_heads() -> None:
     assert kept.tolist() == [2, 3, 4, 5]
 
 
+class MultiQuery(Attention):
+    """Both heads read the same keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.k, self.v = (nn.Linear(8, 4, bias=False) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.heads(self.q(x)), self.k(x)[:, None], self.v(x)[:, None]
+        weights = torch.softmax(q @ k.transpose(-1, -2), -1)
+        return self.o((weights @ v).transpose(1, 2).flatten(2))
+
+
+def test_a_head_that_shares_its_values_leaves_alone() -> None:
+    model = MultiQuery()
+    zero(model.o.weight, 1, 4, 5, 6, 7)
+    found = sizes(model, 2, 5, 8)
+    assert found["q.weight"] == (4, 8)
+    assert found["o.weight"] == (8, 4)
+    assert found["k.weight"] == found["v.weight"] == (4, 8)
+
+
+def test_a_shared_dim_stays_as_long_as_one_head_reads_it() -> None:
+    model = MultiQuery()
+    zero(model.o.weight, 1, 0, 1, 5)
+    found = sizes(model, 2, 5, 8)
+    assert found["v.weight"] == (3, 8)  # both heads lost dim 1, one head dim 0
+    assert found["o.weight"] == (8, 6)
+
+
 def test_rotated_dims_go_in_pairs() -> None:
     model = Attention()
     for weight in (model.q.weight, model.k.weight):

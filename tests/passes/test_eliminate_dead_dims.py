@@ -59,6 +59,15 @@ class Attention(nn.Module):
         return self.o(mixed.transpose(1, 2).flatten(2))
 
 
+class MultiQuery(Attention):
+    """All heads read the same keys and values; attention is written out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(self.q(x)), self.k(x)[:, None], self.v(x)[:, None]
+        mixed = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        return self.o(mixed.transpose(1, 2).flatten(2))
+
+
 class Rotary(Attention):
     """Dims `d` and `d + dim / 2` of a head turn together."""
 
@@ -237,6 +246,41 @@ def test_query_heads_go_with_their_key_value_head() -> None:
     assert lowered.kept["q.weight"][0].tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
     assert lowered.kept["k.weight"][0].tolist() == [0, 1, 4, 5]
     assert lowered.kept["o.weight"][1].tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
+    assert_equal(program, lowered)
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_query_heads_go_alone_where_all_share_keys_and_values(eager: bool) -> None:
+    model = MultiQuery(heads=4, dim=2, groups=1) if eager else Attention(4, 2, 1)
+    program = gated_program(model, X, closed={"head": [0, 2]}, kinds=("head",))
+    lowered = eliminate(program)
+    assert lowered.kept["q.weight"][0].tolist() == [2, 3, 6, 7]
+    assert lowered.kept["o.weight"][1].tolist() == [2, 3, 6, 7]
+    assert shapes(lowered)["k.weight"] == shapes(lowered)["v.weight"] == [2, 4]
+    assert_equal(program, lowered)
+
+
+@pytest.mark.parametrize("kind", ["qk", "vo"])
+def test_shared_dims_go_from_every_query_head(kind: str) -> None:
+    model = Attention(heads=2, dim=4, groups=1)
+    program = gated_program(model, X, closed={kind: [1]}, kinds=(kind,))
+    lowered = eliminate(program)
+    own, shared = (("q.weight", 0), ("k.weight", 0))
+    if kind == "vo":
+        own, shared = ("o.weight", 1), ("v.weight", 0)
+    assert lowered.kept[own[0]][own[1]].tolist() == [0, 2, 3, 4, 6, 7]
+    assert lowered.kept[shared[0]][shared[1]].tolist() == [0, 2, 3]
+    assert_equal(program, lowered)
+
+
+def test_heads_and_shared_dims_go_together() -> None:
+    model = Attention(heads=4, dim=4, groups=1)
+    closed = {"head": [3], "vo": [1, 2]}
+    program = gated_program(model, X, closed=closed, kinds=("head", "vo"))
+    lowered = eliminate(program)
+    assert lowered.kept["o.weight"][1].tolist() == [0, 3, 4, 7, 8, 11]
+    assert shapes(lowered)["v.weight"] == [2, 4]
+    assert shapes(lowered)["q.weight"] == [12, 4]
     assert_equal(program, lowered)
 
 
