@@ -43,7 +43,7 @@ def write_companions(model: nn.Module, folder: Path) -> None:
     download cache, that the model was loaded from. Nothing is fetched. Other models
     have no such files.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if not hasattr(config, "save_pretrained"):
         return
     with silence():

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from fgcompile.errors import ExportError
 from fgcompile.program import Program
 from fgcompile.targets.exported import export_program
 from fgcompile.targets.extras import cause, quiet, require
+from fgcompile.targets.feed import feed_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -139,20 +139,13 @@ class OnnxModel:
     def __init__(self, path: str | Path, program: Program, threads: int = 0) -> None:
         """Opens `path`, whose inputs and outputs are those of `program`."""
         self.session = onnx_session(path, threads)
-        self.input_names = program.input_names
         self.output_names = program.output_names
-        self._names = list(program.inputs)
+        self._program = program
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Outputs by name, in the order of the model's."""
-        given = dict(zip(self._names, args, strict=False)) | kwargs
-        leaves = pytree.tree_leaves([given[name] for name in self._names])
         wanted = {value.name for value in self.session.get_inputs()}
-        feed = {
-            name: leaf.detach().cpu().numpy()
-            for name, leaf in zip(self.input_names, leaves, strict=True)
-            if name in wanted
-        }
+        feed = feed_of(self._program, args, kwargs, wanted)
         results = self.session.run(None, feed)
         return {
             name: torch.from_numpy(result) if result.ndim else torch.tensor(result)
