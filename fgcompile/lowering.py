@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from fgcompile.report import GraphDiff, Verification
 from fgcompile.report.lowering import lowering_report
 from fgcompile.targets.exported import export_program
 from fgcompile.targets.files import staged
+from fgcompile.targets.module import LoweredModule, lower_to_module
 from fgcompile.targets.onnx import (
     OPSET,
     OnnxModel,
@@ -42,7 +43,7 @@ from fgcompile.targets.verify import Comparison, verify_equal
 
 logger = logging.getLogger(__name__)
 
-Target = Literal["fx", "onnx"]
+Target = Literal["fx", "module", "onnx"]
 
 PREPARE = (canonicalize, fold_constants, eliminate_dead_code)
 ELIMINATE = (
@@ -64,8 +65,8 @@ class Lowered:
     """A smaller model that computes what the gated one does.
 
     Attributes:
-        model: A GraphModule ("fx"), or an ONNX ModelProto ("onnx"; for files with
-            external data, its path).
+        model: A GraphModule ("fx"), an nn.Module of the original class ("module"), or
+            an ONNX ModelProto ("onnx"; for files with external data, its path).
         target: What it was lowered to.
         program: The lowered program; its parameters are the smaller ones.
         comparison: What verification saw, None if it was switched off.
@@ -80,6 +81,7 @@ class Lowered:
     _closed: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _files: Path | None = None
     _discard: Callable[[], object] | None = field(default=None, repr=False)
+    _module: LoweredModule | None = field(default=None, repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Outputs for the inputs that the model's forward takes."""
@@ -89,7 +91,12 @@ class Lowered:
     def report(self) -> GraphDiff:
         """What changed, for code review."""
         return lowering_report(
-            _without_gates(self._before), self.program, self._closed, self._verified()
+            _without_gates(self._before),
+            self.program,
+            self._closed,
+            self._verified(),
+            [] if self._module is None else self._module.kept.texts,
+            _title(self._before),
         )
 
     def _verified(self) -> Verification | None:
@@ -127,7 +134,9 @@ def lower(
 
     Args:
         model: With or without gates; an nn.Module or FX GraphModule.
-        target: "fx" for a GraphModule, "onnx" for an ONNX model.
+        target: "fx" for a GraphModule, "onnx" for an ONNX model, "module" for a model
+            of the same class, which keeps what a graph could do without but the
+            class's code could not; the report says what and why.
         path: Where to write it; nothing is written unless verification passed.
         example_inputs: As for `insert_gates`; not needed for transformers models, nor
             if gates were inserted with some.
@@ -143,22 +152,22 @@ def lower(
             traced, VerifyError for weights with NaN or a result that differs,
             ExportError for an unknown target or a path that cannot be written.
     """
-    if target not in ("fx", "onnx"):
+    if target not in get_args(Target):
         raise ExportError(
             f"unknown target {target!r}\n"
-            '  Targets are "fx" (GraphModule) and "onnx" (file for onnxruntime).'
+            '  Targets are "fx" (GraphModule), "module" (same class) and "onnx" (file '
+            "for onnxruntime)."
         )
     if path is not None:
         _destination(target, Path(path))
     program = capture(model, _inputs_of(model, example_inputs))
     _check_weights(program)
-    lowered = eliminate(program)
-    comparison = verify_equal(program, lowered) if verify else None
-    if target == "fx":
-        module = lowered.graph_module
-        result = Lowered(module, "fx", lowered, comparison, program, lowered)
+    if target == "module":
+        result = _lower_to_module(model, program, verify)
+    elif target == "fx":
+        result = _lower_to_fx(program, verify)
     else:
-        result = _lower_to_onnx(program, lowered, comparison, verify, opset)
+        result = _lower_to_onnx(program, verify, opset)
     if find_container(model) is not None:
         result._closed = {name: ~gate.open for name, gate in gates(model).items()}
     if path is not None:
@@ -174,6 +183,11 @@ def eliminate(program: Program) -> Program:
     run_passes(lowered, FINISH)
     run_until_stable(lowered, ELIMINATE)
     return lowered
+
+
+def _title(program: Program) -> str:
+    model = program.user_model
+    return "" if model is None else type(model).__name__
 
 
 def _without_gates(program: Program) -> Program:
@@ -212,13 +226,25 @@ def _check_weights(program: Program) -> None:
             )
 
 
-def _lower_to_onnx(
-    program: Program,
-    lowered: Program,
-    comparison: Comparison | None,
-    verify: bool,
-    opset: int,
-) -> Lowered:
+def _lower_to_fx(program: Program, verify: bool) -> Lowered:
+    lowered = eliminate(program)
+    comparison = verify_equal(program, lowered) if verify else None
+    module = lowered.graph_module
+    return Lowered(module, "fx", lowered, comparison, program, lowered)
+
+
+def _lower_to_module(model: nn.Module, program: Program, verify: bool) -> Lowered:
+    made = lower_to_module(model, program.inputs)
+    comparison = verify_equal(program, made) if verify else None
+    return Lowered(
+        *(made.model, "module", made.program, comparison, program, made.model),
+        _module=made,
+    )
+
+
+def _lower_to_onnx(program: Program, verify: bool, opset: int) -> Lowered:
+    lowered = eliminate(program)
+    comparison = verify_equal(program, lowered) if verify else None
     folder = Path(tempfile.mkdtemp(prefix="fgcompile-"))
     try:
         file = folder / "model.onnx"

@@ -7,11 +7,14 @@ run on planes, and every element of every value must come from the unit that
 survived at its place. Where that fails, the units concerned are revived and the
 rewrite starts over; so a rewrite that this file does not foresee costs size, never
 correctness.
+
+Who wants less rewriting than that says so by a `Restraint`.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 import numpy as np
 from torch.fx import Node
@@ -36,28 +39,55 @@ logger = logging.getLogger(__name__)
 _ATTEMPTS = 32
 
 
-def eliminate_dead_dims(program: Program) -> bool:
+class Restraint:
+    """What a target cannot follow; this one can follow everything."""
+
+    def restrict(self, flow: Flow) -> None:
+        """Pins factors of the steps of `flow`."""
+
+    def seed(self, needs: Needs, revived: Needs) -> None:
+        """Sets units in `revived` that stay, given what is needed."""
+
+    def faults(self, before: Program, after: Program) -> Iterable[str]:
+        """Nodes of `before` that `after`, its smaller copy, must not touch."""
+        return ()
+
+
+def eliminate_dead_dims(program: Program, restraint: Restraint | None = None) -> bool:
     """Every dim of every tensor is as small as the proof allows; outputs are equal.
+
+    Args:
+        program: It is rewritten in place.
+        restraint: What must not be done; what the nodes that it finds at fault read
+            and make stays whole.
+
+    Returns:
+        Whether anything was removed.
 
     Raises:
         VerifyError: If no consistent set of survivors was found.
     """
     flow = trace_planes(program)
+    restraint = restraint or Restraint()
+    restraint.restrict(flow)
     constants = find_constants(program, flow)
     needs = propagate_needs(flow, constants)
     revived = Needs([[np.zeros_like(p) for p in v] for v in needs.planes], [])
+    restraint.seed(needs, revived)
     for _ in range(_ATTEMPTS):
         survivors = close_survivors(flow, needs, revived)
         if not _shrinks_parameters(flow, survivors):
             return False
         shrinkage = Shrinkage(program.copy(), flow, survivors, constants)
         fault = _shrink(shrinkage)
-        if fault is None:
+        names = [] if fault is None else [fault]
+        names = names or list(restraint.faults(program, shrinkage.program))
+        if not names:
             program.graph_module = shrinkage.program.graph_module
             program.kept = shrinkage.program.kept
             return True
-        logger.info("eliminate_dead_dims: reviving units at %s", fault)
-        _revive(flow, revived, survivors, fault)
+        logger.info("eliminate_dead_dims: reviving units at %s", ", ".join(names))
+        _revive(flow, revived, survivors, set(names))
     raise VerifyError(
         f"eliminate_dead_dims found no consistent survivors in {_ATTEMPTS} attempts\n"
         "  This is a bug in fgcompile: please report the model."
@@ -158,15 +188,15 @@ def _agree(
     return True
 
 
-def _revive(flow: Flow, revived: Needs, survivors: Survivors, name: str) -> None:
-    """Keeps whole what the node `name` reads and makes.
+def _revive(flow: Flow, revived: Needs, survivors: Survivors, names: set[str]) -> None:
+    """Keeps whole what the nodes called `names` read and make.
 
     Raises:
         VerifyError: If that was whole already.
     """
     values = set()
     for step in flow.steps:
-        if step.node.name == name:
+        if step.node.name in names:
             values |= {v for v in (*step.operands, *step.outputs) if v is not None}
     grown = False
     for v in values:
@@ -175,6 +205,7 @@ def _revive(flow: Flow, revived: Needs, survivors: Survivors, name: str) -> None
             plane[...] = True
     if not grown:
         raise VerifyError(
-            f"eliminate_dead_dims: %{name} does not hold, though it lost nothing\n"
+            f"eliminate_dead_dims: %{', %'.join(sorted(names))} does not hold, though "
+            "it lost nothing\n"
             "  This is a bug in fgcompile: please report the model."
         )

@@ -7,11 +7,13 @@ operands of a step shrink, such an operand is gathered just before its use.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch.fx import Node
 
-from fgcompile.analysis.steps import Align, Array
+from fgcompile.analysis.steps import Align, Array, Flow
 from fgcompile.analysis.survivors import required
 from fgcompile.passes.shrinkage import Shrinkage, call, new_buffer
 from fgcompile.rules.pattern import Dim
@@ -31,6 +33,32 @@ def gather_operands(shrinkage: Shrinkage) -> None:
             for position, source in enumerate(step.sources):
                 if source is not None:
                     _gather(shrinkage, node, step, position, kept, gathered)
+
+
+def forbid_gathers(flow: Flow) -> list[tuple[Node, Node]]:
+    """Steps of `flow` keep whole what they could lose only by a gather.
+
+    Returns:
+        The nodes of those steps, each with the operand that would be gathered.
+    """
+    found = []
+    for step in flow.steps:
+        if not isinstance(step, Align):
+            continue
+        for slots in (step.slots, step.results):
+            slots[:] = [replace(slot, loose=False) for slot in slots]
+        for position, source in enumerate(step.sources):
+            tensor = tensor_of(source) if source is not None else None
+            if source is None or tensor is None:
+                continue
+            shape = hidden_shape(tensor)
+            for dim, factors in enumerate(step.dims[position]):
+                axes = [step.factors.index(f) for f in factors]
+                if shape[dim] > 1 and not _described(step, position, axes):
+                    text = f"{source} would have to be gathered"
+                    step.pinned.update(dict.fromkeys(axes, text))
+                    found.append((step.node, source))
+    return found
 
 
 def _gather(

@@ -21,14 +21,24 @@ from fgcompile.program import Program
 from fgcompile.rules.registry import arguments
 
 
-def propagate_constants(program: Program) -> bool:
-    """No contraction with a weight of its own sums a constant other than zero."""
+def propagate_constants(program: Program, new_biases: bool = True) -> bool:
+    """No contraction with a weight of its own sums a constant other than zero.
+
+    Args:
+        program: It is rewritten in place.
+        new_biases: Whether a contraction without a bias may get one.
+
+    Returns:
+        Whether anything was folded.
+    """
     flow = trace_planes(program)
     constants = find_constants(program, flow)
     modified = False
     for step in flow.steps:
         use = weight_use(step.node) if isinstance(step, Align) else None
         if use is None or len(reads(program, str(use.weight.target))) > 1:
+            continue
+        if use.bias is None and not new_biases:
             continue
         if use.bias is not None and len(reads(program, str(use.bias.target))) > 1:
             continue

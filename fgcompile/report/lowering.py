@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,12 +15,16 @@ from fgcompile.report.compare import diff_summaries
 from fgcompile.report.graph_diff import GraphDiff
 from fgcompile.report.load_program import summarize_program
 
+_REASONS = 8
+
 
 def lowering_report(
     before: Program,
     after: Program,
     closed: Mapping[str, Tensor],
     verified: Verification | None,
+    pinned_by_code: Sequence[str] = (),
+    title: str = "",
 ) -> GraphDiff:
     """What `lower` made of `before`.
 
@@ -29,6 +33,9 @@ def lowering_report(
         after: The lowered model, with the indices that it kept.
         closed: Closed units of each gate, by name: bool, `[size]`.
         verified: What running both showed.
+        pinned_by_code: What a target that keeps the model's code cannot follow; said
+            if closed units stay.
+        title: What the model is called.
     """
     analysis = find_groups(before)
     remaining = {g.name: _remaining(g, after) for g in analysis.groups}
@@ -43,6 +50,8 @@ def lowering_report(
         for group in analysis.groups
         if (note := _kept_although_closed(group, remaining[group.name], closed))
     ]
+    if notes:
+        notes += [Note(text) for text in _shortened(pinned_by_code)]
     return diff_summaries(
         summarize_program(before),
         summarize_program(after),
@@ -50,7 +59,14 @@ def lowering_report(
         verified=verified,
         pinned=pinned,
         notes=notes,
+        title=title,
     )
+
+
+def _shortened(reasons: Sequence[str]) -> list[str]:
+    first = [f"the model's code keeps dims whole: {r}" for r in reasons[:_REASONS]]
+    more = len(reasons) - _REASONS
+    return [*first, f"{more} more such places"] if more > 0 else first
 
 
 def _remaining(group: CoupledGroup, after: Program) -> Tensor:

@@ -1,0 +1,127 @@
+"""From a gated or sparse model to a smaller one of the same class."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from fgcompile.capture import capture
+from fgcompile.capture.state import tracing_state
+from fgcompile.errors import ExportError, GateError
+from fgcompile.gates import find_container, remove_gates
+from fgcompile.program import Program
+from fgcompile.targets.module.expressible import Kept, eliminate_in_place
+from fgcompile.targets.module.resize import resize_parameters
+from fgcompile.targets.module.roles import choices
+from fgcompile.targets.module.search import Attributes, correct_attributes
+from fgcompile.targets.verify import TOLERANCE
+
+
+@dataclass
+class LoweredModule:
+    """A smaller model of the class that it was.
+
+    Attributes:
+        model: The module, in eval mode.
+        program: What it computes, with the indices that each parameter kept.
+        attributes: Numbers that differ from those of the original, by module path.
+        kept: What its code pins, which a graph could do without.
+    """
+
+    model: nn.Module
+    program: Program
+    attributes: Attributes
+    kept: Kept
+
+    def __call__(self, **inputs: Any) -> Any:
+        """Outputs of the model for inputs by name, as capture calls it."""
+        with tracing_state(self.model):
+            return self.model(**inputs)
+
+
+def lower_to_module(model: nn.Module, inputs: dict[str, Any]) -> LoweredModule:
+    """`model` without the dead dims that its class can express.
+
+    Args:
+        model: With or without gates. It is not changed.
+        inputs: Example inputs by name.
+
+    Raises:
+        ExportError: If there is no class to express it: `model` is a graph, or its
+            code cannot be told the new sizes.
+        GateError: If gates cannot be folded into weights exactly.
+    """
+    _refuse_graph(model)
+    plain = copy.deepcopy(model).eval()
+    if find_container(plain) is not None:
+        _fold(plain)
+    program = capture(plain, inputs)
+    lowered, kept = eliminate_in_place(program)
+    expected = _outputs(plain, inputs)
+    options = choices(plain, program, lowered)
+    resize_parameters(plain, lowered)
+    attributes, problem = correct_attributes(
+        plain, options, lambda: _problem(plain, inputs, expected)
+    )
+    if problem is not None:
+        raise ExportError(
+            f"{type(model).__name__} cannot express the smaller model: {problem}\n"
+            f"  Tried were the attributes {_texts(options)}.\n"
+            '  Lower to "fx" or "onnx", whose graphs can.'
+        )
+    return LoweredModule(plain, lowered, attributes, kept)
+
+
+def _refuse_graph(model: nn.Module) -> None:
+    if isinstance(model, GraphModule):
+        raise ExportError(
+            'target "module" keeps the class of a model, and a GraphModule has none\n'
+            '  Lower to "fx", which gives a smaller GraphModule.'
+        )
+
+
+def _fold(model: nn.Module) -> None:
+    try:
+        remove_gates(model, fold=True)
+    except GateError as error:
+        first = str(error).partition("\n")[0]
+        raise GateError(
+            f'target "module": {first}\n  Lower to "fx" or "onnx", where a gate may '
+            "stay an operator."
+        ) from error
+
+
+def _texts(options: list[Any]) -> str:
+    return ", ".join(f"{c.modules[0]}: {c.slot}" for c in options) or "none"
+
+
+def _outputs(model: nn.Module, inputs: dict[str, Any]) -> list[torch.Tensor]:
+    with tracing_state(model):
+        outputs = model(**inputs)
+    if hasattr(outputs, "to_tuple"):
+        outputs = outputs.to_tuple()
+    leaves = pytree.tree_leaves(outputs)
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+def _problem(
+    model: nn.Module, inputs: dict[str, Any], expected: list[torch.Tensor]
+) -> str | None:
+    try:
+        found = _outputs(model, inputs)
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    if [f.shape for f in found] != [e.shape for e in expected]:
+        return "its outputs have other shapes"
+    for got, want in zip(found, expected, strict=True):
+        difference = float((got.double() - want.double()).abs().max())
+        scale = max(float(want.double().abs().max()), 1e-3)
+        if not difference <= TOLERANCE.get(want.dtype, 0.0) * scale:
+            return f"its outputs differ by {difference / scale:.2g} of their magnitude"
+    return None
