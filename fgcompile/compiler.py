@@ -18,7 +18,7 @@ from fgcompile.gates.attach import (
     make_container,
 )
 from fgcompile.gates.config import GateConfig
-from fgcompile.gates.placement import gate_specs
+from fgcompile.gates.independent import specs_for
 from fgcompile.passes.insert_gates import insert_gate_nodes
 from fgcompile.program import Program
 
@@ -84,11 +84,11 @@ def insert_gates(
     config = config or GateConfig(kinds=_default_kinds(analysis))
     macs = float(analysis.macs)
     if isinstance(model, GraphModule) and is_aten_graph(model):
-        specs = gate_specs(analysis, config.kinds)
+        specs = specs_for(analysis, config)
         container = make_container(model, specs, config, model_macs=macs)
         insert_gate_nodes(model, specs, container)
     else:
-        specs = gate_specs(analysis, config.kinds, model)
+        specs = specs_for(analysis, config, model)
         attach(model, specs, config, model_macs=macs)
     # lower() captures with the same inputs, unless it is given others.
     vars(container_of(model))["example_inputs"] = example_inputs

@@ -95,6 +95,10 @@ class GateConfig:
       pruned by mistake can come back.
 
     Attributes:
+        coupling: `shared` is one gate per coupled group, whose closed units vanish
+            everywhere. `none` is what the papers do: two gates for every matrix of
+            the groups, on its outputs (with the bias) and on its inputs. Lowering then
+            removes what both sides of a group closed, or what no longer matters.
         kinds: Kinds of coupled group that get a gate.
         gate: `finegates`, `hard_concrete` or `plain`.
         budget: What may stay; without one, `objective` is `finegates`.
@@ -115,6 +119,7 @@ class GateConfig:
         seed: Of the logits at the start.
     """
 
+    coupling: Literal["shared", "none"] = "shared"
     kinds: tuple[str, ...] = ("mlp", "head")
     gate: str = "finegates"
     budget: Budget | None = None
@@ -146,6 +151,12 @@ class GateConfig:
             )
         if self.budget is not None and self.gate == "plain":
             raise GateError("GateConfig: plain gates do not learn, so no budget holds")
+        if self.budget is not None and self.coupling == "none":
+            raise GateError(
+                "GateConfig: with coupling='none' a unit has no cost of its own, so no "
+                "budget can be counted\n"
+                "  Use target_sparsity, or coupling='shared' with the Budget."
+            )
         self._check_target()
 
     def _check_target(self) -> None:
@@ -218,6 +229,7 @@ class GateConfig:
     ) -> GateConfig:
         # Source: FineGates, the authors' scripts; see FineGates in parametrization.
         return cls(
+            coupling="none",
             objective="finegates",
             target_sparsity=target_sparsity,
             weight=weight,

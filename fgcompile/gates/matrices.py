@@ -7,7 +7,7 @@ reads them, and which of their dims makes outputs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,8 @@ class Matrix:
             nothing is, or not by the same operator.
         whole: Whether a call of `reader` takes the inputs as its only argument and
             returns the outputs, so that both can be seen from outside.
-        nodes: The nodes that read it.
+        uses: The nodes that read it, and the position of the data among their
+            arguments.
     """
 
     parameter: str
@@ -44,7 +45,7 @@ class Matrix:
     weight: str
     bias: str | None
     whole: bool
-    nodes: tuple[str, ...] = field(compare=False)
+    uses: tuple[tuple[str, int], ...] = field(compare=False)
 
     @property
     def columns(self) -> int:
@@ -74,19 +75,25 @@ def chosen_groups(analysis: Analysis, kinds: Sequence[str]) -> list[CoupledGroup
 
 
 def matrices(
-    analysis: Analysis, model: nn.Module, kinds: Sequence[str] = ("mlp", "head")
+    analysis: Analysis,
+    model: nn.Module | None,
+    kinds: Sequence[str] = ("mlp", "head"),
 ) -> list[Matrix]:
     """Every matrix with rows or columns in a chosen group, in the order of the graph.
 
     Args:
         analysis: Of `model`.
-        model: An eager model.
-        kinds: Kinds of the groups.
+        model: The eager model; None for the graph of the program, where no matrix has
+            a reader.
+        kinds: Kinds of the groups; with `head` also what is inside heads.
 
     Raises:
         GateError: If there is none.
     """
-    calls = Calls(analysis.program, model)
+    calls = None if model is None else Calls(analysis.program, model)
+    if "head" in kinds:
+        # Keys and values that all heads share belong to no head.
+        kinds = (*kinds, "qk", "vo")
     members = {
         member.parameter
         for group in chosen_groups(analysis, kinds)
@@ -104,8 +111,8 @@ def matrices(
         if known is None:
             found[matrix.parameter] = matrix
         elif known == matrix:
-            nodes = (*known.nodes, *matrix.nodes)
-            found[matrix.parameter] = _with_nodes(known, nodes)
+            uses = (*known.uses, *matrix.uses)
+            found[matrix.parameter] = replace(known, uses=uses)
         else:
             # Read in two ways, as tied weights are: no one change serves both.
             del found[matrix.parameter]
@@ -148,27 +155,50 @@ def _products(analysis: Analysis) -> Iterator[tuple[Align, Slot]]:
                 yield step, slot
 
 
-def _matrix(analysis: Analysis, calls: Calls, step: Align, slot: Slot) -> Matrix | None:
-    node, program = analysis.flow.values[slot.value].node, analysis.program
+def _matrix(
+    analysis: Analysis, calls: Calls | None, step: Align, slot: Slot
+) -> Matrix | None:
+    weight_node = analysis.flow.values[slot.value].node
     plane = analysis.flow.values[slot.value].planes[slot.plane]
     columns = max(range(2), key=lambda dim: plane.shape[dim])
-    shape = program.parameter(node).shape
-    reader = module_path(step.node)
-    try:
-        owner, weight = parameter_owner(calls, reader, str(node.target))
-    except NoSiteError:
+    shape = analysis.program.parameter(weight_node).shape
+    name, data = str(weight_node.target), _data_position(step, slot)
+    if data is None:
         return None
-    bias = _bias(calls, step, owner)
-    return Matrix(
-        str(node.target),
+    matrix = Matrix(
+        name,
         1 - columns,
         (shape[1 - columns], shape[columns]),
-        owner,
-        weight,
-        bias,
-        calls.is_product(step.node) and owner == reader,
-        (step.node.name,),
+        "",
+        name,
+        None,
+        False,
+        ((step.node.name, data),),
     )
+    if calls is None:
+        return matrix
+    reader = module_path(step.node)
+    try:
+        owner, weight = parameter_owner(calls, reader, name)
+    except NoSiteError:
+        return None
+    return replace(
+        matrix,
+        reader=owner,
+        weight=weight,
+        bias=_bias(calls, step, owner),
+        whole=calls.is_product(step.node) and owner == reader,
+    )
+
+
+def _data_position(step: Align, slot: Slot) -> int | None:
+    """Position of the other factor among the arguments of the step's node."""
+    for position, source in enumerate(step.sources):
+        if position == slot.operand or position in step.rule.addends:
+            continue
+        if source is not None and source in step.node.args:
+            return step.node.args.index(source)
+    return None
 
 
 def _bias(calls: Calls, step: Align, reader: str) -> str | None:
@@ -178,11 +208,6 @@ def _bias(calls: Calls, step: Align, reader: str) -> str | None:
             owner, name = parameter_owner(calls, reader, str(source.target))
             return name if owner == reader else None
     return None
-
-
-def _with_nodes(matrix: Matrix, nodes: tuple[str, ...]) -> Matrix:
-    fields = {name: getattr(matrix, name) for name in matrix.__dataclass_fields__}
-    return Matrix(**(fields | {"nodes": nodes}))
 
 
 def oriented(weight: Tensor, matrix: Matrix) -> Tensor:

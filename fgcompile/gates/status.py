@@ -9,6 +9,8 @@ from torch import nn
 
 from fgcompile.gates.access import container_of
 from fgcompile.gates.container import GateContainer
+from fgcompile.gates.gate import Gate
+from fgcompile.gates.independent import paired
 from fgcompile.gates.objective import BudgetObjective
 
 logger = logging.getLogger("fgcompile")
@@ -55,7 +57,14 @@ def status(model: nn.Module) -> dict[str, Any]:
 
 
 def counted_cost(container: GateContainer) -> dict[str, float]:
-    """Fraction of the gated cost in units whose eval factor is not 0."""
+    """Fraction of the gated cost in units whose eval factor is not 0.
+
+    Of a matrix whose outputs and inputs have gates of their own, what is left is the
+    product of both: as in FineGates, `removed = numel - rows * columns`.
+    """
+    pairs = paired(container)
+    if pairs:
+        return _counted_pairs(pairs)
     fractions = {}
     for what, total in container.gated_cost().items():
         kept = sum(
@@ -64,6 +73,14 @@ def counted_cost(container: GateContainer) -> dict[str, float]:
         )
         fractions[what] = kept / total if total else 1.0
     return fractions
+
+
+def _counted_pairs(pairs: list[tuple[Gate, Gate]]) -> dict[str, float]:
+    entries = sum(rows.size * columns.size for rows, columns in pairs)
+    kept = sum(
+        int(rows.open.sum()) * int(columns.open.sum()) for rows, columns in pairs
+    )
+    return {"params": kept / entries, "macs": kept / entries}
 
 
 def _open_by_kind(container: GateContainer) -> dict[str, float]:
