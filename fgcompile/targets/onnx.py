@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from fgcompile.errors import ExportError
 from fgcompile.program import Program
@@ -20,6 +21,11 @@ from fgcompile.targets.feed import feed_of
 
 if TYPE_CHECKING:
     import onnxruntime
+
+aten = torch.ops.aten
+
+_MOVES = (aten.permute.default, aten.transpose.int)
+_VIEWS = (aten.reshape.default, aten.view.default)
 
 OPSET = 20
 """What onnxruntime's CPU kernels know best; 23 and later have `Attention`."""
@@ -43,6 +49,7 @@ def write_onnx(program: Program, path: Path, opset: int = OPSET) -> None:
     try:
         with quiet():
             exported = export_program(program)
+            settle_views(exported)
             converted = torch.onnx.export(
                 exported,
                 dynamo=True,
@@ -60,6 +67,25 @@ def write_onnx(program: Program, path: Path, opset: int = OPSET) -> None:
             f"  to {path.name}, opset {opset}\n"
             '  Check that the dense model exports, or lower to "fx" instead.'
         ) from error
+
+
+def settle_views(exported: torch.export.ExportedProgram) -> None:
+    """Lets no view depend on how its operand lies in memory.
+
+    Tracing turns a reshape into a view where the strides allow it; when the exporter
+    then takes attention apart, they may not. ONNX knows no strides, so that the copy
+    costs nothing.
+    """
+    graph = exported.graph
+    for node in graph.nodes:
+        operand = node.args[0] if node.target in _VIEWS else None
+        if not isinstance(operand, Node) or operand.target not in _MOVES:
+            continue
+        with graph.inserting_before(node):
+            kept = {"memory_format": torch.contiguous_format}
+            copy = graph.call_function(aten.clone.default, (operand,), kept)
+        copy.meta = dict(operand.meta)
+        node.replace_input_with(operand, copy)
 
 
 def save_onnx(converted: Any, path: Path) -> None:

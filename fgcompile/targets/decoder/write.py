@@ -13,7 +13,7 @@ from fgcompile.capture.state import tracing_state
 from fgcompile.errors import ExportError
 from fgcompile.targets.decoder.cached import CachedModel, CacheLayer, token_names
 from fgcompile.targets.extras import cause, quiet, require
-from fgcompile.targets.onnx import OPSET, save_onnx
+from fgcompile.targets.onnx import OPSET, save_onnx, settle_views
 
 _BATCH, _SEQUENCE, _PAST = 2, 3, 5
 """Sizes that are traced: distinct, and not 0 or 1, which are never symbols."""
@@ -39,8 +39,10 @@ def write_decoder(
     require("onnx", "onnx", "onnxscript")
     try:
         with quiet():
+            exported = _exported(model, layers)
+            settle_views(exported)
             converted = torch.onnx.export(
-                _exported(model, layers),
+                exported,
                 dynamo=True,
                 input_names=input_names(model, layers),
                 output_names=output_names(layers),

@@ -1,0 +1,40 @@
+"""ONNX files: what the exporter would refuse otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from fgcompile import lower
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+
+class BiasedAttention(nn.Module):
+    """Two heads with a trained bias on scores, as in T5 and Swin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(8, 24)
+        self.bias = nn.Parameter(torch.randn(2, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, length, _ = x.shape
+        parts = self.project(x).view(rows, length, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        distance = torch.arange(length)[None] - torch.arange(length)[:, None]
+        scores = self.bias * distance
+        mixed = scaled_dot_product_attention(*parts, attn_mask=scores[None])
+        return mixed.transpose(1, 2).reshape(rows, length, 8)
+
+
+def test_heads_are_joined_wherever_they_lie_in_memory() -> None:
+    inputs: Any = (torch.randn(2, 5, 8),)
+    lowered = lower(BiasedAttention().eval(), "onnx", example_inputs=inputs)
+    assert lowered.comparison is not None
+    assert lowered.comparison.relative < 1e-5
+    assert not [n for n in lowered.model.graph.node if n.op_type == "Identity"]
