@@ -22,10 +22,11 @@ from torch.fx import Node
 from fgcompile.analysis.facts import find_constants
 from fgcompile.analysis.flow import trace_planes
 from fgcompile.analysis.needs import Needs, propagate_needs
-from fgcompile.analysis.steps import Array, Flow
+from fgcompile.analysis.steps import Flow
 from fgcompile.analysis.survivors import Survivors, close_survivors
 from fgcompile.errors import VerifyError
 from fgcompile.passes.gather_operands import gather_operands
+from fgcompile.passes.origins import first_difference
 from fgcompile.passes.refresh_shapes import ShapeError, refresh_shapes
 from fgcompile.passes.repair_norms import repair_norms
 from fgcompile.passes.restore_outputs import restore_outputs
@@ -118,74 +119,11 @@ def _shrink(shrinkage: Shrinkage) -> str | None:
         return error.node
     program.graph.lint()
     program.graph_module.recompile()
-    return _first_difference(shrinkage)
+    return first_difference(shrinkage)
 
 
 def _state(node: Node) -> tuple[object, ...]:
     return node.target, node.args, node.kwargs, id(node.meta.get("val"))
-
-
-def _first_difference(shrinkage: Shrinkage) -> str | None:
-    """The first node whose elements do not come from the units that survived."""
-    flow, survivors = shrinkage.flow, shrinkage.survivors
-    after = trace_planes(shrinkage.program)
-    origin = _origins(flow, survivors, after)
-    labels = np.append(flow.units.classes(), -1)
-    for node, values in after.of.items():
-        old = shrinkage.values.get(node.name, ())
-        for index, found in zip(old, values, strict=False):
-            if index is None or found is None:
-                continue
-            expected = _expected(flow, survivors, index)
-            actual = [labels[origin[p]] for p in after.values[found].planes]
-            if not _agree(expected, labels, actual, shrinkage.sizes(index)):
-                return node.name
-            shape = after.values[found].shape
-            if 0 not in shape and shape != shrinkage.sizes(index):
-                return node.name
-    return None
-
-
-def _origins(flow: Flow, survivors: Survivors, after: Flow) -> Array:
-    """Old unit of every new one; -1 where it is no parameter's."""
-    origin = np.full(after.units.count + 1, -1, np.int64)
-    for name, index in after.parameters.items():
-        old = flow.parameters.get(name)
-        if old is None:
-            continue
-        for plane, ids in enumerate(flow.values[old].planes):
-            dim = max(range(ids.ndim), key=lambda k: ids.shape[k])
-            keep = survivors.positions(old, plane).reshape(-1)
-            for new in after.values[index].planes:
-                if new.shape[dim] > 1:
-                    origin[new.reshape(-1)] = ids.reshape(-1)[keep]
-    return origin
-
-
-def _expected(flow: Flow, survivors: Survivors, index: int) -> list[Array]:
-    planes = flow.values[index].planes
-    return [
-        ids.reshape(-1)[survivors.positions(index, k)] for k, ids in enumerate(planes)
-    ]
-
-
-def _agree(
-    expected: list[Array], labels: Array, actual: list[Array], shape: tuple[int, ...]
-) -> bool:
-    """Whether the planes say the same of every element, as far as both speak.
-
-    Compared by coupled class: which of two coupled operands an elementwise
-    operator's plane names is arbitrary.
-    """
-    for plane in expected:
-        varying = {k for k, n in enumerate(plane.shape) if n > 1}
-        for other in actual:
-            if varying & {k for k, n in enumerate(other.shape) if n > 1}:
-                left, right = np.broadcast_arrays(labels[plane], other)
-                known = (left >= 0) & (right >= 0)
-                if (left != right)[known].any():
-                    return False
-    return True
 
 
 def _revive(flow: Flow, revived: Needs, survivors: Survivors, names: set[str]) -> None:
