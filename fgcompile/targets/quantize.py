@@ -8,17 +8,12 @@ so what is left is never rounded more coarsely than in the dense model.
 
 from __future__ import annotations
 
-import math
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from fgcompile.errors import ExportError
-from fgcompile.program import Program
 from fgcompile.targets.extras import cause, quiet, require
 from fgcompile.targets.onnx import data_file
-from fgcompile.targets.verify import Comparison, verify_equal
 
 
 def quantize_onnx(source: Path, target: Path) -> None:
@@ -50,19 +45,6 @@ def quantize_onnx(source: Path, target: Path) -> None:
             "  Lower without quantization, or quantise the file yourself."
         ) from error
     _check_quantized(target)
-
-
-def measure_difference(
-    program: Program, candidate: Callable[..., Any], name: str
-) -> Comparison:
-    """How far `candidate` is from `program`, on inputs of several shapes.
-
-    Raises:
-        VerifyError: If outputs are missing, have other shapes, or are not finite.
-    """
-    return verify_equal(
-        program, candidate, name=name, scale=math.inf, visible_only=True
-    )
 
 
 def _prepared(source: Path, folder: Path) -> Path:

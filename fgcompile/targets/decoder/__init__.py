@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from fgcompile.targets.decoder.cached import CacheLayer, cache_layers
 from fgcompile.targets.decoder.folder import write_genai_config
+from fgcompile.targets.decoder.form import DecoderForm
 from fgcompile.targets.decoder.run import OnnxDecoder
 from fgcompile.targets.decoder.verify import verify_decoder
 from fgcompile.targets.decoder.write import write_decoder
 
 __all__ = [
     "CacheLayer",
+    "DecoderForm",
     "OnnxDecoder",
     "cache_layers",
     "verify_decoder",

@@ -13,6 +13,7 @@ from fgcompile.capture.state import tracing_state
 from fgcompile.errors import VerifyError
 from fgcompile.targets.decoder.cached import token_names
 from fgcompile.targets.decoder.run import OnnxDecoder, positions_of
+from fgcompile.targets.forms import ROUNDING
 from fgcompile.targets.verify import TOLERANCE, Comparison, largest_difference
 
 # Batch size, number of hidden tokens at the left of the second row, and how many
@@ -23,17 +24,22 @@ _CASES = (
     (2, 1, (2, 1, 1)),
     (1, 0, (1, 1, 33)),
 )
-_SCALE = 10.0
-"""A runtime with kernels of its own rounds differently from PyTorch."""
 
 
-def verify_decoder(model: nn.Module, run: OnnxDecoder) -> Comparison:
+def verify_decoder(
+    model: nn.Module,
+    run: OnnxDecoder,
+    name: str = "the ONNX decoder",
+    scale: float = ROUNDING,
+) -> Comparison:
     """Compares the logits of `run`, fed piece by piece, with those of `model`.
 
     Args:
         model: What the file should equal, gated or not; it reads all tokens at once,
             without a cache.
         run: The file.
+        name: What the file is called in errors.
+        scale: Factor on the tolerance.
 
     Raises:
         VerifyError: If a shape differs, a logit is not finite, or the difference is
@@ -46,7 +52,8 @@ def verify_decoder(model: nn.Module, run: OnnxDecoder) -> Comparison:
         if want is None:
             continue
         got = _piece_by_piece(run, ids, mask, lengths)
-        found = _compare(want, got, mask.bool(), f"{batch} x {lengths} tokens")
+        where = f"{name}, {batch} x {lengths} tokens"
+        found = _compare(want, got, mask.bool(), where, scale)
         largest = Comparison(
             max(largest.absolute, found.absolute),
             max(largest.relative, found.relative),
@@ -101,17 +108,19 @@ def _piece_by_piece(
     return torch.cat(logits, dim=1)
 
 
-def _compare(want: Tensor, got: Tensor, shown: Tensor, where: str) -> Comparison:
+def _compare(
+    want: Tensor, got: Tensor, shown: Tensor, where: str, scale: float
+) -> Comparison:
     if want.shape != got.shape:
         raise VerifyError(
-            f"the ONNX decoder's logits have shape {list(got.shape)}, the model's "
+            f"the decoder's logits have shape {list(got.shape)}, the model's "
             f"{list(want.shape)}\n  at {where}"
         )
     difference, magnitude = largest_difference(want[shown], got[shown])
     relative = difference / max(magnitude, 1e-3)
-    if not relative <= TOLERANCE[want.dtype] * _SCALE:
+    if not relative <= TOLERANCE[want.dtype] * scale:
         raise VerifyError(
-            f"the ONNX decoder's logits differ by {difference:.3g}, {relative:.3g} of "
+            f"the decoder's logits differ by {difference:.3g}, {relative:.3g} of "
             f"their magnitude {magnitude:.3g}\n  at {where}\n"
             "  Nothing was written. This is a bug in fgcompile: please report it."
         )
