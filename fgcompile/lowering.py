@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-import shutil
-import tempfile
-import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 
 from fgcompile.capture import capture
 from fgcompile.errors import ExportError, VerifyError
-from fgcompile.gates import find_container, gates
+from fgcompile.gates import find_container, gates, remove_gates
 from fgcompile.passes.base import run_passes, run_until_stable
 from fgcompile.passes.canonicalize import canonicalize
 from fgcompile.passes.eliminate_dead_branches import eliminate_dead_branches
@@ -29,21 +27,27 @@ from fgcompile.passes.propagate_constants import propagate_constants
 from fgcompile.program import Program
 from fgcompile.report import GraphDiff, Verification
 from fgcompile.report.lowering import lowering_report
+from fgcompile.targets.artifact import Artifact, make_artifact
+from fgcompile.targets.companions import write_companions
+from fgcompile.targets.decoder import (
+    DecoderForm,
+    OnnxDecoder,
+    cache_layers,
+    write_decoder_companions,
+)
 from fgcompile.targets.exported import export_program
 from fgcompile.targets.files import staged
+from fgcompile.targets.forms import Form, OnnxForm, OpenVinoForm
 from fgcompile.targets.module import LoweredModule, lower_to_module
-from fgcompile.targets.onnx import (
-    OPSET,
-    OnnxModel,
-    copy_onnx,
-    read_onnx,
-    write_onnx,
-)
+from fgcompile.targets.onnx import OPSET
 from fgcompile.targets.verify import Comparison, verify_equal
 
 logger = logging.getLogger(__name__)
 
-Target = Literal["fx", "module", "onnx"]
+Target = Literal["fx", "module", "onnx", "openvino"]
+
+_SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
+_RUNTIMES = {"onnx": "onnxruntime", "openvino": "OpenVINO"}
 
 PREPARE = (canonicalize, fold_constants, eliminate_dead_code)
 ELIMINATE = (
@@ -56,20 +60,19 @@ ELIMINATE = (
 )
 FINISH = (fold_gates, fold_constants, eliminate_dead_code)
 
-_ONNX_SCALE = 10.0
-"""A runtime with kernels of its own rounds differently from PyTorch."""
-
 
 @dataclass
 class Lowered:
     """A smaller model that computes what the gated one does.
 
     Attributes:
-        model: A GraphModule ("fx"), an nn.Module of the original class ("module"), or
-            an ONNX ModelProto ("onnx"; for files with external data, its path).
+        model: A GraphModule ("fx"), an nn.Module of the original class ("module"), an
+            ONNX ModelProto ("onnx"; for files with external data, its path), or an
+            openvino.Model ("openvino").
         target: What it was lowered to.
         program: The lowered program; its parameters are the smaller ones.
-        comparison: What verification saw, None if it was switched off.
+        comparison: What verification saw, None if it was switched off; with int8
+            weights, what it saw of the file with float32 weights.
     """
 
     model: Any
@@ -79,18 +82,26 @@ class Lowered:
     _before: Program
     _run: Callable[..., Any]
     _closed: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    _files: Path | None = None
-    _discard: Callable[[], object] | None = field(default=None, repr=False)
+    _artifact: Artifact | None = field(default=None, repr=False)
     _module: LoweredModule | None = field(default=None, repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Outputs for the inputs that the model's forward takes."""
         return self._run(*args, **kwargs)
 
+    @property
+    def rounding(self) -> Comparison | None:
+        """How far int8 weights are from float32 ones; None without `quantization`."""
+        return None if self._artifact is None else self._artifact.rounded
+
     @cached_property
     def report(self) -> GraphDiff:
-        """What changed, for code review."""
-        return lowering_report(
+        """What changed, for code review.
+
+        With `quantization`, the dense model is exported and quantised as well when this
+        is first read, so that both stand side by side.
+        """
+        report = lowering_report(
             _without_gates(self._before),
             self.program,
             self._closed,
@@ -98,11 +109,18 @@ class Lowered:
             [] if self._module is None else self._module.kept.texts,
             _title(self._before),
         )
+        if self._artifact is None:
+            return report
+        return replace(
+            report,
+            notes=report.notes + self._artifact.notes,
+            variants=self._artifact.variants(),
+        )
 
     def _verified(self) -> Verification | None:
         if self.comparison is None:
             return None
-        method = "onnxruntime" if self.target == "onnx" else "fx"
+        method = _RUNTIMES.get(self.target, "fx")
         return Verification(self.comparison.absolute, method=method)
 
     def save(self, path: str | Path) -> Path:
@@ -125,6 +143,8 @@ def lower(
     example_inputs: tuple[Any, ...] | dict[str, Any] | None = None,
     verify: bool = True,
     opset: int = OPSET,
+    quantization: Literal["int8"] | None = None,
+    cache: bool = False,
 ) -> Lowered:
     """A model without the dims that are dead in `model`, verified to be equal.
 
@@ -136,13 +156,19 @@ def lower(
         model: With or without gates; an nn.Module or FX GraphModule.
         target: "fx" for a GraphModule, "onnx" for an ONNX model, "module" for a model
             of the same class, which keeps what a graph could do without but the
-            class's code could not; the report says what and why.
+            class's code could not; the report says what and why. "openvino" for an
+            OpenVINO model.
         path: Where to write it; nothing is written unless verification passed.
         example_inputs: As for `insert_gates`; not needed for transformers models, nor
             if gates were inserted with some.
         verify: Compare with `model` on several batch sizes, lengths and paddings,
             and the written file in its runtime.
         opset: ONNX opset.
+        quantization: "int8" rounds the weights of an ONNX file, and its activations
+            while it runs. Such a file is close, not equal: `rounding` and the report
+            say how close, beside what rounding does to the dense model.
+        cache: Writes a decoder with its key-value cache as inputs and outputs, in the
+            names that onnxruntime-genai and optimum expect; only for "onnx".
 
     Returns:
         The lowered model, callable like `model`, with a report.
@@ -155,9 +181,10 @@ def lower(
     if target not in get_args(Target):
         raise ExportError(
             f"unknown target {target!r}\n"
-            '  Targets are "fx" (GraphModule), "module" (same class) and "onnx" (file '
-            "for onnxruntime)."
+            '  Targets are "fx" (GraphModule), "module" (same class), "onnx" (file for '
+            'onnxruntime) and "openvino".'
         )
+    _check_options(target, quantization, cache)
     if path is not None:
         _destination(target, Path(path))
     program = capture(model, _inputs_of(model, example_inputs))
@@ -166,13 +193,30 @@ def lower(
         result = _lower_to_module(model, program, verify)
     elif target == "fx":
         result = _lower_to_fx(program, verify)
+    elif cache:
+        result = _lower_to_decoder(model, program, verify, opset, bool(quantization))
     else:
-        result = _lower_to_onnx(program, verify, opset)
+        quantize = quantization is not None
+        result = _lower_to_file(program, target, verify, opset, quantize)
     if find_container(model) is not None:
         result._closed = {name: ~gate.open for name, gate in gates(model).items()}
     if path is not None:
         _save_or_discard(result, path)
     return result
+
+
+def _check_options(target: Target, quantization: str | None, cache: bool) -> None:
+    if quantization not in (None, "int8"):
+        raise ExportError(
+            f"unknown quantization {quantization!r}\n"
+            '  "int8" is what there is, or None.'
+        )
+    for name, asked in (("quantization", quantization), ("cache", cache)):
+        if asked and target != "onnx":
+            raise ExportError(
+                f"{name}={asked!r} is for ONNX files, not for target {target!r}\n"
+                f'  Lower to "onnx", or without {name}.'
+            )
 
 
 def eliminate(program: Program) -> Program:
@@ -242,30 +286,52 @@ def _lower_to_module(model: nn.Module, program: Program, verify: bool) -> Lowere
     )
 
 
-def _lower_to_onnx(program: Program, verify: bool, opset: int) -> Lowered:
+def _lower_to_file(
+    program: Program, target: Target, verify: bool, opset: int, quantize: bool
+) -> Lowered:
     lowered = eliminate(program)
     comparison = verify_equal(program, lowered) if verify else None
-    folder = Path(tempfile.mkdtemp(prefix="fgcompile-"))
-    try:
-        file = folder / "model.onnx"
-        write_onnx(lowered, file, opset)
-        run = OnnxModel(file, lowered)
-        if verify:
-            comparison = verify_equal(
-                program,
-                run,
-                name="the ONNX file in onnxruntime",
-                scale=_ONNX_SCALE,
-                visible_only=True,
-            )
-        model = read_onnx(file)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    result = Lowered(model, "onnx", lowered, comparison, program, run, _files=file)
-    # The folder lives as long as the session that reads it.
-    result._discard = weakref.finalize(run, shutil.rmtree, folder, ignore_errors=True)
-    return result
+    if target == "openvino":
+        forms: tuple[Form, Form] = (OpenVinoForm(program), OpenVinoForm(lowered))
+        made = make_artifact(*forms, "model.xml", "OpenVINO", verify)
+    else:
+        forms = (OnnxForm(program, opset), OnnxForm(lowered, opset))
+        dense = (lambda: OnnxForm(_without_gates(program), opset)) if quantize else None
+        made = make_artifact(*forms, "model.onnx", "onnxruntime", verify, dense)
+    return Lowered(
+        *(made.model, target, lowered, made.comparison or comparison, program),
+        *(made.run,),
+        _artifact=made,
+    )
+
+
+def _lower_to_decoder(
+    model: nn.Module, program: Program, verify: bool, opset: int, quantize: bool
+) -> Lowered:
+    """Generation needs the code around the graph: it is the module that is written."""
+    cache_layers(model)
+    small = lower_to_module(model, program.inputs)
+    comparison = verify_equal(program, small) if verify else None
+    layers = cache_layers(small.model)
+
+    def dense() -> Form:
+        plain = copy.deepcopy(model)
+        if find_container(plain) is not None:
+            remove_gates(plain)
+        return DecoderForm(plain, cache_layers(plain), opset)
+
+    made = make_artifact(
+        DecoderForm(model, layers, opset),
+        DecoderForm(small.model, layers, opset),
+        *("model.onnx", "onnxruntime", verify),
+        dense if quantize else None,
+    )
+    return Lowered(
+        *(made.model, "onnx", small.program, made.comparison or comparison, program),
+        *(made.run,),
+        _module=small,
+        _artifact=made,
+    )
 
 
 def _save_or_discard(lowered: Lowered, path: str | Path) -> None:
@@ -273,8 +339,8 @@ def _save_or_discard(lowered: Lowered, path: str | Path) -> None:
     try:
         lowered.save(path)
     except BaseException:
-        if lowered._discard is not None:
-            lowered._discard()
+        if lowered._artifact is not None:
+            lowered._artifact.discard()
         raise
 
 
@@ -282,17 +348,27 @@ def save_lowered(lowered: Lowered, path: Path) -> Path:
     """Writes the model of `lowered` to `path`; see `Lowered.save`."""
     target, name = _destination(lowered.target, path)
     with staged(target) as folder:
-        if lowered.target == "onnx":
-            assert lowered._files is not None
-            copy_onnx(lowered._files, folder / name)
+        if lowered._artifact is not None:
+            lowered._artifact.copy(folder / name)
+            if path == target:
+                _save_companions(lowered, folder / name)
         else:
             torch.export.save(export_program(lowered.program), folder / name)
     return target / name
 
 
+def _save_companions(lowered: Lowered, file: Path) -> None:
+    """What loaders of folders expect beside `file`."""
+    if isinstance(lowered._run, OnnxDecoder):
+        assert lowered._module is not None
+        write_decoder_companions(lowered._module.model, lowered._run.layers, file)
+    elif lowered._before.user_model is not None:
+        write_companions(lowered._before.user_model, file.parent)
+
+
 def _destination(target: Target, path: Path) -> tuple[Path, str]:
     """Folder and name of the file that `path` means."""
-    suffix = ".onnx" if target == "onnx" else ".pt2"
+    suffix = _SUFFIXES.get(target, ".pt2")
     if path.suffix and path.suffix != suffix:
         raise ExportError(
             f"cannot write target {target} to a {path.suffix} file: {path}\n"

@@ -8,10 +8,12 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fgcompile.report import Note, Variant
 from fgcompile.report.wording import difference
 from fgcompile.targets.forms import ANY, Form, Run
+from fgcompile.targets.onnx import copy_onnx
 from fgcompile.targets.quantize import quantize_onnx
 from fgcompile.targets.side_by_side import quantized_variants
 from fgcompile.targets.verify import Comparison
@@ -23,6 +25,7 @@ class Artifact:
 
     Attributes:
         file: The file.
+        model: What is in it.
         run: The file in its runtime.
         comparison: Of the exact file with the gated model, if it was verified.
         discard: Removes the folder now.
@@ -32,12 +35,21 @@ class Artifact:
     """
 
     file: Path
+    model: Any
     run: Run
     comparison: Comparison | None
     discard: Callable[[], object]
     rounded: Comparison | None = None
     notes: tuple[Note, ...] = ()
     variants: Callable[[], tuple[Variant, ...]] = tuple
+
+    def copy(self, target: Path) -> None:
+        """Writes the file as `target`, with the file of its weights."""
+        if self.file.suffix == ".onnx":
+            copy_onnx(self.file, target)
+        else:
+            for part in self.file.parent.glob(f"{self.file.stem}.*"):
+                shutil.copyfile(part, target.with_suffix(part.suffix))
 
 
 def make_artifact(
@@ -70,10 +82,11 @@ def make_artifact(
         comparison = gated.compare(run, f"the file in {runtime}") if verify else None
         if dense is not None:
             return _quantized(lowered, dense, file, comparison)
+        model = lowered.read(file)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return Artifact(file, run, comparison, _kept_for(run, folder))
+    return Artifact(file, model, run, comparison, _kept_for(run, folder))
 
 
 def _quantized(
@@ -102,7 +115,8 @@ def _quantized(
         return quantized_variants(dense(), lowered, files, exact, rounded)
 
     discard = _kept_for(run, exact_file.parent)
-    return Artifact(file, run, exact, discard, rounded, (note,), variants)
+    model = lowered.read(file)
+    return Artifact(file, model, run, exact, discard, rounded, (note,), variants)
 
 
 def _kept_for(run: Run, folder: Path) -> Callable[[], object]:

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 from fgcompile.capture import other_inputs
 from fgcompile.errors import FgcompileError
 from fgcompile.program import Program
-from fgcompile.targets.onnx import OPSET, OnnxModel, write_onnx
-from fgcompile.targets.openvino import OpenVinoModel, write_openvino
+from fgcompile.targets.onnx import OPSET, OnnxModel, read_onnx, write_onnx
+from fgcompile.targets.openvino import OpenVinoModel, read_openvino, write_openvino
 from fgcompile.targets.verify import Comparison, verify_equal
 
 ROUNDING = 10.0
@@ -36,6 +36,9 @@ class Form(Protocol):
 
     def write(self, file: Path) -> None:
         """Writes the model to `file`."""
+
+    def read(self, file: Path) -> Any:
+        """What is in a file of this form."""
 
     def open(self, file: Path, threads: int = 0) -> Run:
         """A file of this form in its runtime."""
@@ -57,6 +60,9 @@ class OnnxForm:
     def write(self, file: Path) -> None:
         write_onnx(self.program, file, self.opset)
 
+    def read(self, file: Path) -> Any:
+        return read_onnx(file)
+
     def open(self, file: Path, threads: int = 0) -> Run:
         return OnnxModel(file, self.program, threads)
 
@@ -75,6 +81,9 @@ class OpenVinoForm:
 
     def write(self, file: Path) -> None:
         write_openvino(self.program, file)
+
+    def read(self, file: Path) -> Any:
+        return read_openvino(file)
 
     def open(self, file: Path, threads: int = 0) -> Run:
         return OpenVinoModel(file, self.program, threads)

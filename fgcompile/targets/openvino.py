@@ -46,6 +46,13 @@ def write_openvino(program: Program, path: Path) -> None:
         ) from error
 
 
+def read_openvino(file: Path) -> Any:
+    """The openvino.Model in `file`."""
+    import openvino
+
+    return openvino.Core().read_model(str(file))
+
+
 class OpenVinoModel:
     """An OpenVINO file, callable with the inputs of the model it came from."""
 

@@ -15,7 +15,10 @@ Heads and head sizes are numbers, and may differ from layer to layer.
 from __future__ import annotations
 
 from fgcompile.targets.decoder.cached import CacheLayer, cache_layers
-from fgcompile.targets.decoder.folder import write_genai_config
+from fgcompile.targets.decoder.folder import (
+    write_decoder_companions,
+    write_genai_config,
+)
 from fgcompile.targets.decoder.form import DecoderForm
 from fgcompile.targets.decoder.run import OnnxDecoder
 from fgcompile.targets.decoder.verify import verify_decoder
@@ -28,5 +31,6 @@ __all__ = [
     "cache_layers",
     "verify_decoder",
     "write_decoder",
+    "write_decoder_companions",
     "write_genai_config",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from fgcompile.targets.companions import write_companions
 from fgcompile.targets.decoder.cached import CacheLayer, token_names
 
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
@@ -16,6 +17,17 @@ _DEFAULT_CONTEXT = 2048
 
 GENERIC = "decoder"
 """The type under which onnxruntime-genai runs any decoder by its inputs' names."""
+
+
+def write_decoder_companions(
+    model: nn.Module, layers: Sequence[CacheLayer], file: Path
+) -> None:
+    """Writes what loaders expect beside the ONNX file `file` of a decoder.
+
+    Configuration, tokenizer if it is here, and `genai_config.json`.
+    """
+    write_companions(model, file.parent)
+    write_genai_config(model, layers, file)
 
 
 def write_genai_config(

@@ -15,7 +15,7 @@ from fgcompile.targets.decoder.run import OnnxDecoder
 from fgcompile.targets.decoder.verify import verify_decoder
 from fgcompile.targets.decoder.write import write_decoder
 from fgcompile.targets.forms import ROUNDING, TOKENS, Run
-from fgcompile.targets.onnx import OPSET
+from fgcompile.targets.onnx import OPSET, read_onnx
 from fgcompile.targets.verify import Comparison
 
 
@@ -29,6 +29,9 @@ class DecoderForm:
 
     def write(self, file: Path) -> None:
         write_decoder(self.model, self.layers, file, self.opset)
+
+    def read(self, file: Path) -> Any:
+        return read_onnx(file)
 
     def open(self, file: Path, threads: int = 0) -> Run:
         return OnnxDecoder(file, self.layers, threads)
