@@ -23,6 +23,7 @@ from fgcompile.passes.eliminate_dead_code import eliminate_dead_code
 from fgcompile.passes.eliminate_dead_dims import eliminate_dead_dims
 from fgcompile.passes.fold_constants import fold_constants
 from fgcompile.passes.fold_gates import GATE, fold_gates
+from fgcompile.passes.merge_low_rank import merge_low_rank
 from fgcompile.passes.propagate_constants import propagate_constants
 from fgcompile.program import Program
 from fgcompile.report import GraphDiff, Verification
@@ -49,7 +50,7 @@ Target = Literal["fx", "module", "onnx", "openvino"]
 _SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
 _RUNTIMES = {"onnx": "onnxruntime", "openvino": "OpenVINO"}
 
-PREPARE = (canonicalize, fold_constants, eliminate_dead_code)
+PREPARE = (canonicalize, fold_constants, merge_low_rank, eliminate_dead_code)
 ELIMINATE = (
     # Dead branches first: what is left of a block whose every unit is dead would
     # otherwise keep one unit of each kind.

@@ -16,6 +16,7 @@ from torch.fx import Node
 from fgcompile.analysis.coupling import Analysis, CoupledGroup
 from fgcompile.analysis.steps import Align, Slot
 from fgcompile.errors import GateError
+from fgcompile.gates.low_rank import low_rank_groups, low_rank_updates
 from fgcompile.gates.module_sites import Calls, NoSiteError, parameter_owner
 from fgcompile.program import module_path
 
@@ -60,7 +61,12 @@ def chosen_groups(analysis: Analysis, kinds: Sequence[str]) -> list[CoupledGroup
     may shrink as well, such as the residual stream: a classifier's hidden layer, beside
     the outputs of the model, is not.
     """
-    groups = [g for g in analysis.groups if g.kind in kinds and not g.reasons]
+    inner = low_rank_groups(analysis)
+    groups = [
+        group
+        for group in analysis.groups
+        if group.kind in kinds and not group.reasons and group.name not in inner
+    ]
     fixed = {
         (member.parameter, member.dim)
         for group in analysis.pinned
@@ -99,12 +105,18 @@ def matrices(
         for group in chosen_groups(analysis, kinds)
         for member in group.members
     }
+    totals = {u.base: u.total for u in low_rank_updates(analysis.program.graph)}
+    updates = {
+        node
+        for update in low_rank_updates(analysis.program.graph)
+        for node in (update.down, update.up)
+    }
     found: dict[str, Matrix] = {}
     for step, slot in _products(analysis):
         name = analysis.flow.values[slot.value].node.target
-        if name not in members:
+        if name not in members or step.node in updates:
             continue
-        matrix = _matrix(analysis, calls, step, slot)
+        matrix = _matrix(analysis, calls, step, slot, totals.get(step.node))
         if matrix is None:
             continue
         known = found.get(matrix.parameter)
@@ -156,8 +168,13 @@ def _products(analysis: Analysis) -> Iterator[tuple[Align, Slot]]:
 
 
 def _matrix(
-    analysis: Analysis, calls: Calls | None, step: Align, slot: Slot
+    analysis: Analysis,
+    calls: Calls | None,
+    step: Align,
+    slot: Slot,
+    total: Node | None,
 ) -> Matrix | None:
+    """The matrix that a step multiplies with; `total` is the sum with its update."""
     weight_node = analysis.flow.values[slot.value].node
     plane = analysis.flow.values[slot.value].planes[slot.plane]
     columns = max(range(2), key=lambda dim: plane.shape[dim])
@@ -177,17 +194,26 @@ def _matrix(
     )
     if calls is None:
         return matrix
-    reader = module_path(step.node)
+    result = step.node if total is None else total
+    reader = module_path(result)
     try:
         owner, weight = parameter_owner(calls, reader, name)
     except NoSiteError:
+        owner, weight = None, ""
+    whole = calls.is_product(result) and owner == reader
+    if total is not None and not whole:
+        raise GateError(
+            f"the low-rank update of {name} is added outside of its module\n"
+            "  Insert gates before fgcompile's adapters; both act as one then."
+        )
+    if owner is None:
         return None
     return replace(
         matrix,
         reader=owner,
         weight=weight,
         bias=_bias(calls, step, owner),
-        whole=calls.is_product(step.node) and owner == reader,
+        whole=whole,
     )
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from fgcompile.analysis.coupling import Analysis
 from fgcompile.errors import GateError
 from fgcompile.gates.layout import Layout, Target
+from fgcompile.gates.low_rank import low_rank_groups
 from fgcompile.gates.module_sites import Calls, NoSiteError, eager_sites, value_index
 from fgcompile.gates.places import places_of
 from fgcompile.gates.queries import query_side
@@ -40,8 +41,12 @@ def gate_specs(
     calls = None if model is None else Calls(analysis.program, model)
     specs: list[GateSpec] = []
     refused: dict[str, str] = {}
+    inner = low_rank_groups(analysis)
     for group in analysis.groups:
         if group.kind not in kinds or group.pinned is not None:
+            continue
+        if group.name in inner:
+            refused[group.name] = "the rank of an update that merging removes"
             continue
         target = layout.target(group)
         if group.kind == "qk":

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from fgcompile.methods.co_permutation import Permutation, permute_units
+from fgcompile.methods.low_rank import (
+    find_low_rank,
+    insert_low_rank,
+    merge_low_rank,
+)
 from fgcompile.methods.pst import PstConfig, bake_pst, find_pst, insert_pst, pst_status
 from fgcompile.methods.s2ft import (
     S2ftConfig,
@@ -32,11 +37,14 @@ __all__ = [
     "bake_pst",
     "cubic_sparsity",
     "extract_adapter",
+    "find_low_rank",
     "find_pst",
     "find_s2ft",
     "fuse",
+    "insert_low_rank",
     "insert_pst",
     "insert_s2ft",
+    "merge_low_rank",
     "permute_units",
     "pst_status",
     "remove_s2ft",
