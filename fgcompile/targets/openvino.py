@@ -24,7 +24,9 @@ aten = torch.ops.aten
 def write_openvino(program: Program, path: Path) -> None:
     """Writes `program` to `path` (.xml), and its weights beside it (.bin).
 
-    Inputs and outputs have the program's names. Weights keep their type.
+    Inputs and outputs have the program's names. Weights keep their type; on processors
+    with bfloat16 units OpenVINO rounds to that while it computes, unless it is compiled
+    with INFERENCE_PRECISION_HINT="f32", as it is for verification.
 
     Raises:
         ExportError: If OpenVINO cannot convert the model, or is not installed.
