@@ -172,14 +172,14 @@ class PenaltyHook(GateHook):
         if not self.container.training or torch.compiler.is_exporting():
             return output
         given = dict(zip(self.names, args, strict=False)) | kwargs
-        loss = _loss_of(output, given)
+        loss = loss_of(output, given)
         if loss is None:
             return output
-        penalty = self.container.penalty() * _share(module, given)
-        return _with_loss(output, loss + penalty.to(loss.dtype))
+        penalty = self.container.penalty() * share_of(module, given)
+        return with_loss(output, loss + penalty.to(loss.dtype))
 
 
-def _loss_of(output: Any, given: Mapping[str, Any]) -> Tensor | None:
+def loss_of(output: Any, given: Mapping[str, Any]) -> Tensor | None:
     """The loss in what a model returns, if it is one to descend."""
     loss: Any = None
     if isinstance(output, Mapping):
@@ -190,7 +190,7 @@ def _loss_of(output: Any, given: Mapping[str, Any]) -> Tensor | None:
     return loss if is_loss else None
 
 
-def _with_loss(output: Any, loss: Tensor) -> Any:
+def with_loss(output: Any, loss: Tensor) -> Any:
     if isinstance(output, Mapping):
         output["loss"] = loss  # type: ignore[index]
         return output
@@ -204,7 +204,7 @@ def _labels(given: Mapping[str, Any]) -> Any:
     return next((value for value in named if value is not None), None)
 
 
-def _share(module: nn.Module, given: Mapping[str, Any]) -> Any:
+def share_of(module: nn.Module, given: Mapping[str, Any]) -> Any:
     """The part of all accumulated items that is in this micro-batch."""
     items, labels = given.get("num_items_in_batch"), _labels(given)
     if items is None or not isinstance(labels, Tensor):

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from fgcompile.methods.co_permutation import Permutation, permute_units
+from fgcompile.methods.distillation import (
+    DistillationConfig,
+    distill,
+    distillation_loss,
+    remove_distillation,
+)
 from fgcompile.methods.low_rank import (
     find_low_rank,
     insert_low_rank,
@@ -28,6 +34,7 @@ from fgcompile.methods.s2ft_serving import Serving, serve_adapters
 from fgcompile.methods.schedule import cubic_sparsity
 
 __all__ = [
+    "DistillationConfig",
     "Permutation",
     "PstConfig",
     "S2ftAdapter",
@@ -36,6 +43,8 @@ __all__ = [
     "Serving",
     "bake_pst",
     "cubic_sparsity",
+    "distill",
+    "distillation_loss",
     "extract_adapter",
     "find_low_rank",
     "find_pst",
@@ -47,6 +56,7 @@ __all__ = [
     "merge_low_rank",
     "permute_units",
     "pst_status",
+    "remove_distillation",
     "remove_s2ft",
     "restore",
     "serve_adapters",
