@@ -1,0 +1,190 @@
+"""Loops that people have: Trainer with checkpoints, Accelerate, two processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fgcompile.gates import GateConfig, attach, container_of, gates, status
+from tests.gates.models import bert, bert_batch, bert_specs, budgeted, mlp, mlp_specs
+
+# -- checkpoints of a Trainer -----------------------------------------------------------
+
+
+def rows() -> list[dict[str, Tensor]]:
+    batches = [bert_batch(seed, 1) for seed in range(48)]
+    return [{name: value[0] for name, value in b.items()} for b in batches]
+
+
+def trainer(folder: Path, model: nn.Module, **options: Any) -> Any:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    chosen: dict[str, Any] = {
+        "per_device_train_batch_size": 4,
+        "max_steps": 12,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.01,
+        "save_steps": 6,
+        "seed": 3,
+    }
+    args = transformers.TrainingArguments(
+        output_dir=str(folder),
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        **(chosen | options),
+    )
+    return transformers.Trainer(model=model, args=args, train_dataset=rows())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("gate", ["finegates", "hard_concrete"])
+def test_resumed_trainer_continues_bit_by_bit(
+    tmp_path: Path, accumulation: int, gate: str
+) -> None:
+    options = {"gradient_accumulation_steps": accumulation}
+    config = budgeted(0.5, steps=8, gate=gate)
+    torch.manual_seed(0)
+    whole = attach(bert(), bert_specs(), config)
+    start = {name: value.clone() for name, value in whole.state_dict().items()}
+    trainer(tmp_path, whole, **options).train()
+
+    twin = attach(bert(), bert_specs(), config)
+    twin.load_state_dict(start)
+    checkpoint = str(tmp_path / "checkpoint-6")
+    trainer(tmp_path / "b", twin, **options).train(resume_from_checkpoint=checkpoint)
+    state = whole.state_dict()
+    for name, value in twin.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    assert status(twin)["steps"] == 12
+    assert status(twin)["met"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_trainer_decays_no_gate(tmp_path: Path) -> None:
+    """Whatever decay the Trainer gives logits, a paced gate does not feel it."""
+    found = []
+    for decay in (0.0, 0.3):
+        torch.manual_seed(0)
+        model = attach(bert(), bert_specs(), GateConfig(noise=0.0))
+        for parameter in model.bert.parameters():
+            parameter.requires_grad_(False)
+        trainer(tmp_path, model, weight_decay=decay, save_strategy="no").train()
+        found.append(torch.cat([g.theta.detach() for g in gates(model).values()]))
+    assert torch.allclose(found[0], found[1], atol=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_accelerate_trains_as_a_plain_loop() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    states = []
+    for accelerated in (False, True):
+        torch.manual_seed(0)
+        model: Any = attach(bert(), bert_specs(), budgeted(0.5, steps=4))
+        optimizer: Any = torch.optim.AdamW(model.parameters(), 1e-3)
+        accelerator = accelerate.Accelerator(cpu=True)
+        if accelerated:
+            model, optimizer = accelerator.prepare(model, optimizer)
+        for step in range(6):
+            torch.manual_seed(step)
+            optimizer.zero_grad()
+            loss = model.train()(**bert_batch(step)).loss
+            accelerator.backward(loss) if accelerated else loss.backward()
+            optimizer.step()
+        states.append(container_of(model).state_dict())
+    assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+
+
+# -- two processes ----------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def trained_gates(rank: int | None, steps: int = 8) -> dict[str, Tensor]:
+    """State of the gates after training on all rows, or on those of one process."""
+    torch.manual_seed(0)
+    model: Any = attach(bert(), bert_specs(), budgeted(0.5, steps=5, noise=0.0))
+    run = model if rank is None else DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for step in range(steps):
+        batch = bert_batch(step, 8)
+        if rank is not None:
+            half = slice(4 * rank, 4 * rank + 4)
+            batch = {name: value[half] for name, value in batch.items()}
+        optimizer.zero_grad()
+        run(**batch).loss.backward()
+        optimizer.step()
+    assert status(model)["met"]
+    return {k: v.clone() for k, v in container_of(model).state_dict().items()}
+
+
+def worker(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    try:
+        torch.save(trained_gates(rank), f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    context: Any = mp.get_context("spawn")
+    port = free_port()
+    processes = [
+        context.Process(target=worker, args=(rank, port, str(tmp_path)))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0, 0]
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    alone = trained_gates(None)
+    for name, value in alone.items():
+        assert torch.equal(first[name], second[name]), name
+        if value.is_floating_point():
+            assert torch.allclose(first[name], value, atol=1e-4), name
+        else:
+            assert torch.equal(first[name], value), name
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_autocast_training_stays_near_the_eager_one() -> None:
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = attach(mlp(), mlp_specs(), GateConfig(noise=0.0))
+        run = torch.compile(model) if compiled else model
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+        for step in range(4):
+            torch.manual_seed(step)
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = run(torch.randn(4, 8)).float().pow(2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
