@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
+from fgcompile.checkpoint import load
 from fgcompile.compiler import analyze, insert_gates
 from fgcompile.gates import (
     Budget,
@@ -17,7 +18,7 @@ from fgcompile.gates import (
     save_gates,
     status,
 )
-from fgcompile.lowering import Lowered, lower
+from fgcompile.lowering import Lowered, lower, save
 from fgcompile.report import GraphDiff, diff
 from fgcompile.rules import DimRule, check_rule, dim_rule
 
@@ -34,11 +35,13 @@ __all__ = [
     "dim_rule",
     "gates",
     "insert_gates",
+    "load",
     "load_gates",
     "lower",
     "param_groups",
     "penalty",
     "remove_gates",
+    "save",
     "save_gates",
     "status",
 ]

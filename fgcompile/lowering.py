@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fgcompile.capture import capture
+from fgcompile.checkpoint import MANIFEST, save_module
 from fgcompile.errors import ExportError, VerifyError
 from fgcompile.gates import find_container, gates, remove_gates
 from fgcompile.passes.base import run_passes, run_until_stable
@@ -37,7 +38,7 @@ from fgcompile.targets.decoder import (
     write_decoder_companions,
 )
 from fgcompile.targets.exported import export_program
-from fgcompile.targets.files import staged
+from fgcompile.targets.files import staged, staged_folder
 from fgcompile.targets.forms import Form, OnnxForm, OpenVinoForm
 from fgcompile.targets.module import LoweredModule, lower_to_module
 from fgcompile.targets.onnx import OPSET
@@ -128,7 +129,8 @@ class Lowered:
         """Writes the model to `path`, atomically; returns the file.
 
         A path with the target's suffix names the file, any other a folder, in which
-        the file is called `model.onnx` ("onnx") or `model.pt2` ("fx").
+        the file is called `model.onnx` ("onnx") or `model.pt2` ("fx"). A module is
+        always a folder, which `load` reads.
 
         Raises:
             ExportError: If it cannot be written.
@@ -146,6 +148,7 @@ def lower(
     opset: int = OPSET,
     quantization: Literal["int8"] | None = None,
     cache: bool = False,
+    uniform: bool = False,
 ) -> Lowered:
     """A model without the dims that are dead in `model`, verified to be equal.
 
@@ -170,6 +173,8 @@ def lower(
             say how close, beside what rounding does to the dense model.
         cache: Writes a decoder with its key-value cache as inputs and outputs, in the
             names that onnxruntime-genai and optimum expect; only for "onnx".
+        uniform: For target "module": all layers keep equally many units, so that one
+            configuration describes them, as other loaders and engines expect.
 
     Returns:
         The lowered model, callable like `model`, with a report.
@@ -186,12 +191,12 @@ def lower(
             'onnxruntime) and "openvino".'
         )
     _check_options(target, quantization, cache)
-    if path is not None:
+    if path is not None and target != "module":
         _destination(target, Path(path))
     program = capture(model, _inputs_of(model, example_inputs))
     _check_weights(program)
     if target == "module":
-        result = _lower_to_module(model, program, verify)
+        result = _lower_to_module(model, program, verify, uniform)
     elif target == "fx":
         result = _lower_to_fx(program, verify)
     elif cache:
@@ -278,8 +283,10 @@ def _lower_to_fx(program: Program, verify: bool) -> Lowered:
     return Lowered(module, "fx", lowered, comparison, program, lowered)
 
 
-def _lower_to_module(model: nn.Module, program: Program, verify: bool) -> Lowered:
-    made = lower_to_module(model, program.inputs)
+def _lower_to_module(
+    model: nn.Module, program: Program, verify: bool, uniform: bool
+) -> Lowered:
+    made = lower_to_module(model, program.inputs, uniform)
     comparison = verify_equal(program, made) if verify else None
     return Lowered(
         *(made.model, "module", made.program, comparison, program, made.model),
@@ -345,8 +352,29 @@ def _save_or_discard(lowered: Lowered, path: str | Path) -> None:
         raise
 
 
+def save(lowered: Lowered, path: str | Path) -> Path:
+    """Writes a lowered model; `load` reads those of target "module".
+
+    Args:
+        lowered: From `lower`.
+        path: As for `Lowered.save`.
+
+    Returns:
+        The file or folder.
+
+    Raises:
+        ExportError: If it cannot be written.
+    """
+    return lowered.save(path)
+
+
 def save_lowered(lowered: Lowered, path: Path) -> Path:
     """Writes the model of `lowered` to `path`; see `Lowered.save`."""
+    if lowered.target == "module":
+        assert lowered._module is not None
+        with staged_folder(path, ("*.safetensors*", MANIFEST)) as folder:
+            save_module(folder, lowered._module, lowered._before.inputs)
+        return path
     target, name = _destination(lowered.target, path)
     with staged(target) as folder:
         if lowered._artifact is not None:

@@ -34,6 +34,7 @@ LAYERS = (
     ("passes",),
     ("report",),
     ("targets",),
+    ("checkpoint",),
     ("lowering",),
     ("compiler", "lowering"),
     ("methods",),
@@ -50,7 +51,9 @@ OPTIONAL = {
     "onnxruntime": {"targets", "report"},
     "onnxscript": {"targets", "report"},
     "openvino": {"targets"},
-    "transformers": {"capture", "gates", "targets", "compiler", "methods", "zoo"},
+    "transformers": {
+        *("capture", "gates", "targets", "checkpoint", "compiler", "methods", "zoo"),
+    },
 }
 
 

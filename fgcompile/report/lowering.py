@@ -38,7 +38,7 @@ def lowering_report(
         title: What the model is called.
     """
     analysis = find_groups(before)
-    remaining = {g.name: _remaining(g, after) for g in analysis.groups}
+    remaining = {g.name: remaining_units(g, after) for g in analysis.groups}
     changes = [
         _change(group, after, remaining[group.name])
         for group in analysis.groups
@@ -69,7 +69,7 @@ def _shortened(reasons: Sequence[str]) -> list[str]:
     return [*first, f"{more} more such places"] if more > 0 else first
 
 
-def _remaining(group: CoupledGroup, after: Program) -> Tensor:
+def remaining_units(group: CoupledGroup, after: Program) -> Tensor:
     """Which units have at least one index left, bool `[size]`."""
     left = torch.zeros(group.size, dtype=torch.bool)
     present = {str(node.target) for node in after.graph.nodes if node.op == "get_attr"}

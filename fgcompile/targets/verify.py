@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fgcompile.capture import other_inputs
+from fgcompile.capture.state import tracing_state
 from fgcompile.errors import CaptureError, VerifyError
 from fgcompile.program import Program
 
@@ -173,6 +174,12 @@ def largest_difference(want: Tensor, got: Tensor) -> tuple[float, float]:
     finite = want[want.isfinite()]
     magnitude = float(finite.abs().max()) if finite.numel() else 0.0
     return float(difference.max()), magnitude
+
+
+def outputs_of(model: nn.Module, inputs: dict[str, Any]) -> list[Tensor]:
+    """The tensors that an eager model returns in eval mode, without caches."""
+    with tracing_state(model):
+        return _tensors(model(**inputs))
 
 
 def _tensors(outputs: Any) -> list[Tensor]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 
 from fgcompile.analysis.needs import Needs
@@ -34,12 +35,20 @@ _SPLITS = (
     *(aten.unsafe_split.Tensor, aten.unsafe_chunk.default),
 )
 
+Revived = dict[str, dict[int, Tensor]]
+
 
 @dataclass
 class Kept(Restraint):
-    """Nodes that the code of a module pins, by name, with what each would need."""
+    """What the code of a module cannot do without.
+
+    Attributes:
+        reasons: Nodes that it pins, by name, with what each would need.
+        revived: Indices that stay although they are dead, by parameter and dim.
+    """
 
     reasons: dict[str, str] = field(default_factory=dict)
+    revived: Revived = field(default_factory=dict)
 
     @property
     def texts(self) -> list[str]:
@@ -58,8 +67,13 @@ class Kept(Restraint):
                     {k: text for k, f in enumerate(step.factors) if f == "d"}
                 )
 
-    def seed(self, needs: Needs, revived: Needs) -> None:
+    def seed(self, flow: Flow, needs: Needs, revived: Needs) -> None:
         """Of a value that nothing needs, one whole row (head) stays, not one unit."""
+        for name, indices in self.revived.items():
+            for mask in revived.planes[flow.parameters[name]]:
+                for dim, index in indices.items():
+                    if mask.shape[dim] > 1:
+                        mask[(slice(None),) * dim + (index.numpy(),)] = True
         for seen, stays in zip(needs.planes, revived.planes, strict=True):
             for plane, mask in zip(seen, stays, strict=True):
                 dims = [k for k, n in enumerate(plane.shape) if n > 1]
@@ -73,13 +87,19 @@ class Kept(Restraint):
         return sorted(found)
 
 
-def eliminate_in_place(program: Program) -> tuple[Program, Kept]:
+def eliminate_in_place(
+    program: Program, revived: Revived | None = None
+) -> tuple[Program, Kept]:
     """A copy of `program` without the dead dims that its own code can lose.
 
     Its graph has the nodes that it had, with smaller sizes; every dim keeps at least
     one unit, so that no branch disappears.
+
+    Args:
+        program: It is not changed.
+        revived: Indices that stay although they are dead, by parameter and dim.
     """
-    kept = Kept()
+    kept = Kept(revived=revived or {})
     shrink = partial(eliminate_dead_dims, restraint=kept)
     shrink.__name__ = eliminate_dead_dims.__name__  # type: ignore[attr-defined]
     fold = partial(propagate_constants, new_biases=False)

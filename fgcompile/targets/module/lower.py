@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
 from fgcompile.capture import capture
 from fgcompile.capture.state import tracing_state
@@ -18,9 +17,10 @@ from fgcompile.gates import find_container, remove_gates
 from fgcompile.program import Program
 from fgcompile.targets.module.expressible import Kept, eliminate_in_place
 from fgcompile.targets.module.resize import resize_parameters
-from fgcompile.targets.module.roles import choices
+from fgcompile.targets.module.roles import choices, role_sizes
 from fgcompile.targets.module.search import Attributes, correct_attributes
-from fgcompile.targets.verify import TOLERANCE
+from fgcompile.targets.module.uniform import evened
+from fgcompile.targets.verify import TOLERANCE, outputs_of
 
 
 @dataclass
@@ -32,12 +32,16 @@ class LoweredModule:
         program: What it computes, with the indices that each parameter kept.
         attributes: Numbers that differ from those of the original, by module path.
         kept: What its code pins, which a graph could do without.
+        sizes: Sizes before and after, by path of the module that has them.
+        config: The configuration of the original, None if it has none.
     """
 
     model: nn.Module
     program: Program
     attributes: Attributes
     kept: Kept
+    sizes: dict[str, set[tuple[int, int]]]
+    config: Any = None
 
     def __call__(self, **inputs: Any) -> Any:
         """Outputs of the model for inputs by name, as capture calls it."""
@@ -45,12 +49,15 @@ class LoweredModule:
             return self.model(**inputs)
 
 
-def lower_to_module(model: nn.Module, inputs: dict[str, Any]) -> LoweredModule:
+def lower_to_module(
+    model: nn.Module, inputs: dict[str, Any], uniform: bool = False
+) -> LoweredModule:
     """`model` without the dead dims that its class can express.
 
     Args:
         model: With or without gates. It is not changed.
         inputs: Example inputs by name.
+        uniform: Whether layers of a list must agree in their sizes.
 
     Raises:
         ExportError: If there is no class to express it: `model` is a graph, or its
@@ -63,8 +70,12 @@ def lower_to_module(model: nn.Module, inputs: dict[str, Any]) -> LoweredModule:
         _fold(plain)
     program = capture(plain, inputs)
     lowered, kept = eliminate_in_place(program)
-    expected = _outputs(plain, inputs)
-    options = choices(plain, program, lowered)
+    if uniform:
+        lowered, kept = eliminate_in_place(program, evened(plain, program, lowered))
+    expected = outputs_of(plain, inputs)
+    sizes = role_sizes(program, lowered)
+    options = choices(plain, sizes)
+    config = copy.deepcopy(getattr(plain, "config", None))
     resize_parameters(plain, lowered)
     attributes, problem = correct_attributes(
         plain, options, lambda: _problem(plain, inputs, expected)
@@ -75,7 +86,8 @@ def lower_to_module(model: nn.Module, inputs: dict[str, Any]) -> LoweredModule:
             f"  Tried were the attributes {_texts(options)}.\n"
             '  Lower to "fx" or "onnx", whose graphs can.'
         )
-    return LoweredModule(plain, lowered, attributes, kept)
+    pairs = {path: set(roles.values()) for path, roles in sizes.items()}
+    return LoweredModule(plain, lowered, attributes, kept, pairs, config)
 
 
 def _refuse_graph(model: nn.Module) -> None:
@@ -101,20 +113,11 @@ def _texts(options: list[Any]) -> str:
     return ", ".join(f"{c.modules[0]}: {c.slot}" for c in options) or "none"
 
 
-def _outputs(model: nn.Module, inputs: dict[str, Any]) -> list[torch.Tensor]:
-    with tracing_state(model):
-        outputs = model(**inputs)
-    if hasattr(outputs, "to_tuple"):
-        outputs = outputs.to_tuple()
-    leaves = pytree.tree_leaves(outputs)
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-
-
 def _problem(
     model: nn.Module, inputs: dict[str, Any], expected: list[torch.Tensor]
 ) -> str | None:
     try:
-        found = _outputs(model, inputs)
+        found = outputs_of(model, inputs)
     except Exception as error:
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
     if [f.shape for f in found] != [e.shape for e in expected]:

@@ -32,7 +32,18 @@ def resize_parameters(model: nn.Module, lowered: Program) -> None:
                 "lowering made\n"
                 '  Lower to "fx" or "onnx", whose graphs can hold it.'
             )
-        _put(model, places[name], lowered.parameter(node))
+        tensor = lowered.parameter(node)
+        if tensor is not model.get_parameter(name):
+            _put(model, places[name], tensor.detach().clone())
+
+
+def resize_parameter(model: nn.Module, name: str, values: torch.Tensor) -> None:
+    """The parameter called `name` holds `values`, under all its names.
+
+    Raises:
+        KeyError: If `model` has no such parameter.
+    """
+    _put(model, _places(model)[name], values)
 
 
 def _places(model: nn.Module) -> dict[str, list[str]]:
@@ -45,11 +56,7 @@ def _places(model: nn.Module) -> dict[str, list[str]]:
 
 def _put(model: nn.Module, names: list[str], tensor: torch.Tensor) -> None:
     old = model.get_parameter(names[0])
-    if old is tensor:
-        return
-    new = nn.Parameter(
-        tensor.detach().clone().contiguous(), requires_grad=old.requires_grad
-    )
+    new = nn.Parameter(tensor.contiguous(), requires_grad=old.requires_grad)
     for name in names:
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, new)

@@ -46,15 +46,17 @@ class Choice:
     options: tuple[Numbers, ...]
 
 
-def choices(model: nn.Module, before: Program, after: Program) -> list[Choice]:
+Sizes = dict[str, dict[Role, tuple[int, int]]]
+"""Sizes before and after, by module path and role."""
+
+
+def choices(model: nn.Module, sizes: Sizes) -> list[Choice]:
     """All slots of `model` that may have to change, with what they may become.
 
     Args:
         model: Modules with their original attributes and parameters.
-        before: The program of `model`.
-        after: The same, lowered; its nodes have the same names.
+        sizes: From `role_sizes`.
     """
-    sizes = _sizes(before, after)
     classes: dict[type, list[str]] = {}
     for path, module in model.named_modules():
         if path in sizes:
@@ -70,7 +72,7 @@ def _choices_of(
     model: nn.Module,
     cls: type,
     paths: list[str],
-    sizes: dict[str, dict[Role, tuple[int, int]]],
+    sizes: Sizes,
 ) -> Iterator[Choice]:
     modules = [model.get_submodule(path) for path in paths]
     shared = set(slots_of(modules[0]))
@@ -103,9 +105,14 @@ def _ordered(
     return (old, *changed) if slot.inside else (*changed, old)
 
 
-def _sizes(before: Program, after: Program) -> dict[str, dict[Role, tuple[int, int]]]:
-    """Sizes before and after, by module path and role."""
-    found: dict[str, dict[Role, tuple[int, int]]] = {}
+def role_sizes(before: Program, after: Program) -> Sizes:
+    """The sizes of all parameters and of what every module computes.
+
+    Args:
+        before: The program of the model.
+        after: The same, lowered; its nodes have the same names.
+    """
+    found: Sizes = {}
     for name, was, now in _parameter_sizes(before, after):
         for path in _owners(name):
             local = name.removeprefix(f"{path}." if path else "")

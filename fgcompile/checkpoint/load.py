@@ -1,0 +1,116 @@
+"""Loading what `save` wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model
+from torch import nn
+
+from fgcompile.capture.state import silence
+from fgcompile.checkpoint.manifest import Manifest
+from fgcompile.errors import FgcompileError, FormatError
+from fgcompile.targets.module import apply_attributes, resize_parameter
+
+
+def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The model that was saved in `folder`, of its original class, in eval mode.
+
+    Args:
+        folder: Written by `fgcompile.save`.
+        model: For models that are not from transformers: one with the sizes of the
+            dense model, which becomes the smaller one, in place.
+
+    Returns:
+        The model.
+
+    Raises:
+        FormatError: If the folder is damaged, incomplete or of an unknown version, or
+            needs `model`.
+    """
+    folder = Path(folder)
+    manifest = Manifest.read(folder)
+    manifest.check_files(folder)
+    try:
+        if model is not None:
+            shrink(model, manifest)
+            load_model(model, str(folder / "model.safetensors"))
+            return model.eval()
+        return _load_transformers(folder, manifest)
+    except FgcompileError:
+        raise
+    except (
+        *(SafetensorError, AttributeError, IndexError, KeyError, OSError),
+        *(RuntimeError, TypeError, ValueError),
+    ) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise FormatError(
+            f"{folder} does not fit {manifest.model}: {first}\n"
+            "  Its files contradict each other. Save the model again."
+        ) from error
+
+
+def shrink(model: nn.Module, manifest: Manifest) -> None:
+    """Gives `model` the shapes and attributes of the manifest, in place.
+
+    The values of parameters that change their shape are undefined afterwards.
+    """
+    for name, shape in manifest.shapes.items():
+        old = model.get_parameter(name)
+        resize_parameter(model, name, old.new_empty(shape))
+    apply_attributes(model, manifest.attributes)
+
+
+def _load_transformers(folder: Path, manifest: Manifest) -> nn.Module:
+    cls = _class(manifest.model, folder)
+    text = json.loads((folder / "config.json").read_text("utf-8"))
+    # Classes of today cannot build layers that differ: the manifest says how.
+    text.pop("per_layer_config", None)
+    config = cls.config_class.from_dict(text)
+    resized: Any = type(cls.__name__, (cls,), {"__init__": _resizing(cls, manifest)})
+    resized.__module__ = cls.__module__
+    with silence(), torch.no_grad():
+        model, info = resized.from_pretrained(
+            folder, config=config, local_files_only=True, output_loading_info=True
+        )
+    model.__class__ = cls
+    wrong = [*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"]]
+    if wrong:
+        raise FormatError(
+            f"{folder} has no fitting weights for {len(wrong)} parameters of "
+            f"{manifest.model}, among them {wrong[0]}\n  Save the model again."
+        )
+    loaded: nn.Module = model.eval()
+    return loaded
+
+
+def _resizing(cls: Any, manifest: Manifest) -> Callable[..., None]:
+    """A constructor that makes the dense model, and then shrinks it."""
+
+    def construct(self: Any, *args: Any, **kwargs: Any) -> None:
+        cls.__init__(self, *args, **kwargs)
+        shrink(self, manifest)
+
+    return construct
+
+
+def _class(name: str, folder: Path) -> Any:
+    """A model class of transformers; nothing that a file names is imported."""
+    try:
+        import transformers as library
+    except ImportError:
+        cls = base = None
+    else:
+        cls, base = getattr(library, name, None), library.PreTrainedModel
+    if base is None or not isinstance(cls, type) or not issubclass(cls, base):
+        raise FormatError(
+            f"{folder} holds a {name}, which is no model class of the installed "
+            "transformers\n"
+            f"  Pass one to fill: fgcompile.load({str(folder)!r}, model={name}(...))."
+        )
+    return cls
