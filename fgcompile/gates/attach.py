@@ -20,7 +20,9 @@ from fgcompile.gates.hooks import (
     ParameterHook,
     ParameterResetHook,
     PenaltyHook,
+    WatchHook,
 )
+from fgcompile.gates.kurtosis import KurtosisObjective, Watched
 from fgcompile.gates.spec import GateSite, GateSpec
 
 __all__ = ["adopt", "attach", "container_of", "find_container", "make_container"]
@@ -53,6 +55,9 @@ def attach(
     """
     container = make_container(model, specs, config, model_macs=model_macs)
     hooks = list(_site_hooks(model, container))
+    if container.config.kurtosis:
+        # Before the gates, so that it sees the inputs as they come.
+        hooks = [*_watch(model, container), *hooks]
     adopt(model, container)
     for module, hook in hooks:
         _register(module, hook)
@@ -89,6 +94,33 @@ def adopt(model: nn.Module, container: GateContainer) -> None:
     setattr(model, ATTRIBUTE, container)
     _register(model, BeginHook(container))
     _register(model, PenaltyHook(container, model))
+
+
+def _watch(
+    model: nn.Module, container: GateContainer
+) -> list[tuple[nn.Module, GateHook]]:
+    """The weighted objective, and hooks that show it what every matrix reads."""
+    each, specs = container.each(), container.specs
+    pairs: list[Watched] = []
+    hooks: list[tuple[nn.Module, GateHook]] = []
+    for number in range(0, len(each), 2):
+        rows, columns = each[number : number + 2]
+        (site, *_), weight = specs[number + 1].sites, specs[number].weight
+        if site.where != "input" or not weight:
+            raise GateError(
+                f"cannot weight {rows.name} by kurtosis: its input cannot be watched\n"
+                "  Set kurtosis=False for this model."
+            )
+        pair = Watched(
+            model.get_parameter(weight), specs[number].rows_first, rows, columns
+        )
+        pairs.append(pair)
+        hooks.append((_submodule(model, site.module, site), WatchHook(pair)))
+    config = container.config
+    container.objective = KurtosisObjective(
+        config.target_sparsity, config.weight, config.begin, pairs
+    )
+    return hooks
 
 
 def _site_hooks(
@@ -132,7 +164,7 @@ def _parameter(module: nn.Module, site: GateSite) -> tuple[nn.Module, str]:
 
 
 def _register(module: nn.Module, hook: GateHook) -> None:
-    if isinstance(hook, InputHook):
+    if isinstance(hook, (InputHook, WatchHook)):
         module.register_forward_pre_hook(hook, with_kwargs=True)
     elif isinstance(hook, OutputHook):
         module.register_forward_hook(hook)

@@ -108,6 +108,8 @@ class GateConfig:
             gates that move slower.
         begin: Optimizer steps before the `finegates` objective starts.
         weighting: Of the groups in that objective: by what they cost, or all equal.
+        kurtosis: Weight rows and columns in that objective by how evenly the weights
+            behind them are used; the papers' variant, for `coupling="none"`.
         init_mean: Mean of the logits at the start; None is the edge of the clamp,
             where the factor is 1.
         init_std: Their standard deviation; None is 0.
@@ -128,6 +130,7 @@ class GateConfig:
     weight: float = 5.0
     begin: int = 0
     weighting: Literal["cost", "equal"] = "cost"
+    kurtosis: bool = False
     init_mean: float | None = None
     init_std: float | None = None
     noise: float = 0.1
@@ -156,6 +159,12 @@ class GateConfig:
                 "GateConfig: with coupling='none' a unit has no cost of its own, so no "
                 "budget can be counted\n"
                 "  Use target_sparsity, or coupling='shared' with the Budget."
+            )
+        uncoupled = self.coupling == "none" and self.resolved_objective == "finegates"
+        if self.kurtosis and not uncoupled:
+            raise GateError(
+                "GateConfig: kurtosis weights the rows and columns of single matrices\n"
+                "  Use it with coupling='none' and the finegates objective."
             )
         self._check_target()
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fgcompile.errors import GateError
 from fgcompile.gates.container import GateContainer, Site
+from fgcompile.gates.kurtosis import Watched
 
 
 class GateHook:
@@ -70,6 +71,21 @@ def _argument(module: nn.Module, name: str, site: Site) -> tuple[int | None, str
     elif open_ended:
         return None, name
     raise GateError(f"cannot gate {site.label}: forward takes {', '.join(names)}")
+
+
+class WatchHook(GateHook):
+    """Shows the input of a module to an objective; a forward pre-hook with keywords."""
+
+    def __init__(self, watched: Watched) -> None:
+        """Shows training inputs to `watched`."""
+        self.watched = watched
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Before the forward."""
+        if module.training and not torch.compiler.is_exporting():
+            self.watched.see((args or tuple(kwargs.values()))[0])
 
 
 class OutputHook(GateHook):

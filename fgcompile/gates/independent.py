@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fgcompile.analysis.coupling import Analysis
+from fgcompile.errors import GateError
 from fgcompile.gates.config import GateConfig
 from fgcompile.gates.container import GateContainer
 from fgcompile.gates.gate import Gate
@@ -30,8 +31,14 @@ def specs_for(
     """Specs of the gates that `config` asks for; arguments are those of `gate_specs`.
 
     Raises:
-        GateError: If there is nothing of these kinds to gate.
+        GateError: If there is nothing of these kinds to gate, or kurtosis is asked of
+            a graph.
     """
+    if config.kurtosis and model is None:
+        raise GateError(
+            "the inputs of matrices in a GraphModule cannot be watched\n"
+            "  Set kurtosis=False, or gate the eager model."
+        )
     if config.coupling == "none":
         return independent_specs(analysis, config.kinds, model)
     return gate_specs(analysis, config.kinds, model)
@@ -104,4 +111,13 @@ def _spec(
 ) -> GateSpec:
     worth = torch.full((size,), across / 2)
     name = f"{matrix.parameter.removesuffix('.weight')}.{kind}s"
-    return GateSpec(name, kind, size, tuple(sites), worth, worth.clone())
+    return GateSpec(
+        name,
+        kind,
+        size,
+        tuple(sites),
+        worth,
+        worth.clone(),
+        matrix.parameter,
+        matrix.rows == 0,
+    )

@@ -64,12 +64,16 @@ class FineGatesObjective(Objective):
 
     def penalty(self, units: Flat, updates: Tensor) -> Tensor:
         """The sparsity term."""
-        counts = units.sums(torch.ones_like(units.params))
-        distances = (units.sums(units.openness()) / counts - self.keep).abs()
+        distances = (self.means(units) - self.keep).abs()
         by_cost = self.weighting == "cost"
-        shares = units.sums(units.params) if by_cost else torch.ones_like(counts)
+        shares = units.sums(units.params) if by_cost else torch.ones_like(distances)
         average = (shares * distances).sum() / shares.sum()
         return self.weight * (updates >= self.begin) * average
+
+    def means(self, units: Flat) -> Tensor:
+        """Mean openness of every gate, shape `[gates]`."""
+        counts = units.sums(torch.ones_like(units.params))
+        return units.sums(units.openness()) / counts
 
 
 class BudgetObjective(Objective):

@@ -51,6 +51,9 @@ class GateSpec:
         parameters: Parameters [count] that vanish when one unit is removed and the
             others stay, float, shape `[size]`.
         macs: The same in MACs per token or example.
+        weight: Path of the one weight whose rows or columns these are, for gates that
+            are not coupled; "" for others.
+        rows_first: Whether dim 0 of that weight makes the outputs.
     """
 
     name: str
@@ -59,6 +62,8 @@ class GateSpec:
     sites: tuple[GateSite, ...]
     parameters: Tensor
     macs: Tensor
+    weight: str = ""
+    rows_first: bool = True
 
 
 def check_spec(spec: GateSpec) -> None:

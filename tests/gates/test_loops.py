@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fgcompile.gates import GateConfig, attach, container_of, gates, status
 from tests.gates.models import bert, bert_batch, bert_specs, budgeted, mlp, mlp_specs
 
-# -- checkpoints of a Trainer -----------------------------------------------------------
+# -- checkpoints of a Trainer ---------------------------------------------------------
 
 
 def rows() -> list[dict[str, Tensor]]:
@@ -108,7 +108,7 @@ def test_accelerate_trains_as_a_plain_loop() -> None:
     assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
 
 
-# -- two processes ----------------------------------------------------------------------
+# -- two processes --------------------------------------------------------------------
 
 
 def free_port() -> int:
