@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from fgcompile.capture.inputs import is_transformers_model
 from fgcompile.capture.state import silence
 
 _NAMES = (
@@ -38,30 +39,33 @@ _SENTENCE_NAMES = (
 def write_companions(model: nn.Module, folder: Path) -> None:
     """Writes what `model` was loaded with beside its weights, as far as it is here.
 
-    The configuration of a transformers model always; tokenizer, image processor and
-    the pooling of a sentence-embedding model if they lie in the folder, or in the
-    download cache, that the model was loaded from. Nothing is fetched. Other models
-    have no such files.
+    The configuration of the transformers model that `model` is or holds; its tokenizer
+    and image processor if they lie in the folder, or in the download cache, that it was
+    loaded from. The pooling of a sentence-embedding model too, unless a module around
+    the encoder does what comes after it. Nothing is fetched.
     """
-    config: Any = getattr(model, "config", None)
-    if not hasattr(config, "save_pretrained"):
+    encoder: Any = next(filter(is_transformers_model, model.modules()), None)
+    if encoder is None:
         return
+    config = encoder.config
     with silence():
         config.save_pretrained(folder)
-        generation = getattr(model, "generation_config", None)
+        generation = getattr(encoder, "generation_config", None)
         if generation is not None:
             generation.save_pretrained(folder)
-        for name, source in _files_of(getattr(config, "_name_or_path", "")):
+        origin = getattr(config, "_name_or_path", "")
+        names = _NAMES + _SENTENCE_NAMES if encoder is model else _NAMES
+        for name, source in _files_of(origin, names):
             target = folder / name
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(source, target)
 
 
-def _files_of(origin: str) -> Iterator[tuple[str, str]]:
-    """Name and place of the companions of the checkpoint `origin`."""
+def _files_of(origin: str, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Name and place of those files that the checkpoint `origin` has."""
     if not origin:
         return
-    for name in (*_NAMES, *_SENTENCE_NAMES):
+    for name in names:
         found = _locate(origin, name)
         if found is None:
             continue

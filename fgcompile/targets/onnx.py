@@ -5,6 +5,7 @@ Needs the extra `onnx`: `pip install fgcompile[onnx]`.
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,9 +91,25 @@ def settle_views(exported: torch.export.ExportedProgram) -> None:
 
 def save_onnx(converted: Any, path: Path) -> None:
     """Writes what torch.onnx made, in one file if protobuf can hold it."""
+    _rename_inner_values(converted.model.graph)
     stored = converted.model.graph.initializers.values()
     size = sum(value.const_value.nbytes for value in stored)
     converted.save(str(path), external_data=size > _SINGLE_FILE_LIMIT)
+
+
+def _rename_inner_values(graph: Any) -> None:
+    """Gives values inside another name than inputs and outputs, which have theirs.
+
+    A model may call its output as an operator calls its result, such as "embedding".
+    """
+    outer = {value.name: value for value in (*graph.inputs, *graph.outputs)}
+    inner = [value for node in graph.all_nodes() for value in node.outputs]
+    taken = {value.name for value in inner} | outer.keys()
+    for value in inner:
+        if outer.get(value.name, value) is not value:
+            numbers = (f"{value.name}_{number}" for number in itertools.count(1))
+            value.name = next(name for name in numbers if name not in taken)
+            taken.add(value.name)
 
 
 def read_onnx(file: Path) -> Any:

@@ -38,3 +38,22 @@ def test_heads_are_joined_wherever_they_lie_in_memory() -> None:
     assert lowered.comparison is not None
     assert lowered.comparison.relative < 1e-5
     assert not [n for n in lowered.model.graph.node if n.op_type == "Identity"]
+
+
+class NamedAsAnOperator(nn.Module):
+    """Returns its result under the name that the exporter gives a value inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 4)
+        self.up = nn.Linear(4, 3)
+
+    def forward(self, ids: Tensor) -> dict[str, Tensor]:
+        return {"embedding": self.up(self.table(ids))}
+
+
+def test_output_may_be_called_as_an_operator_calls_its_result() -> None:
+    ids = torch.tensor([[1, 2, 4], [0, 3, 3]])
+    model = NamedAsAnOperator().eval()
+    lowered = lower(model, "onnx", example_inputs=(ids,))
+    torch.testing.assert_close(lowered(ids)["embedding"], model(ids)["embedding"])
