@@ -49,6 +49,9 @@ logger = logging.getLogger(__name__)
 Target = Literal["fx", "module", "onnx", "openvino"]
 
 _SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
+_CACHED = ("head", "qk", "vo")
+"""Kinds of groups whose sizes a key-value cache has."""
+
 _RUNTIMES = {"onnx": "onnxruntime", "openvino": "OpenVINO"}
 
 PREPARE = (canonicalize, fold_constants, merge_low_rank, eliminate_dead_code)
@@ -148,7 +151,7 @@ def lower(
     opset: int = OPSET,
     quantization: Literal["int8"] | None = None,
     cache: bool = False,
-    uniform: bool = False,
+    uniform: bool | None = None,
 ) -> Lowered:
     """A model without the dims that are dead in `model`, verified to be equal.
 
@@ -173,8 +176,9 @@ def lower(
             say how close, beside what rounding does to the dense model.
         cache: Writes a decoder with its key-value cache as inputs and outputs, in the
             names that onnxruntime-genai and optimum expect; only for "onnx".
-        uniform: For target "module": all layers keep equally many units, so that one
-            configuration describes them, as other loaders and engines expect.
+        uniform: For target "module" and with `cache`: whether all layers keep equally
+            many units, so that one configuration describes them, as other loaders and
+            engines expect. By default only the heads of a model with `cache` do.
 
     Returns:
         The lowered model, callable like `model`, with a report.
@@ -196,11 +200,13 @@ def lower(
     program = capture(model, _inputs_of(model, example_inputs))
     _check_weights(program)
     if target == "module":
-        result = _lower_to_module(model, program, verify, uniform)
+        result = _lower_to_module(model, program, verify, bool(uniform))
     elif target == "fx":
         result = _lower_to_fx(program, verify)
     elif cache:
-        result = _lower_to_decoder(model, program, verify, opset, bool(quantization))
+        quantize = quantization is not None
+        kinds: bool | tuple[str, ...] = _CACHED if uniform is None else uniform
+        result = _lower_to_decoder(model, program, verify, opset, quantize, kinds)
     else:
         quantize = quantization is not None
         result = _lower_to_file(program, target, verify, opset, quantize)
@@ -314,11 +320,16 @@ def _lower_to_file(
 
 
 def _lower_to_decoder(
-    model: nn.Module, program: Program, verify: bool, opset: int, quantize: bool
+    model: nn.Module,
+    program: Program,
+    verify: bool,
+    opset: int,
+    quantize: bool,
+    uniform: bool | tuple[str, ...],
 ) -> Lowered:
     """Generation needs the code around the graph: it is the module that is written."""
     cache_layers(model)
-    small = lower_to_module(model, program.inputs)
+    small = lower_to_module(model, program.inputs, uniform)
     comparison = verify_equal(program, small) if verify else None
     layers = cache_layers(small.model)
 

@@ -24,9 +24,11 @@ def write_decoder_companions(
 ) -> None:
     """Writes what loaders expect beside the ONNX file `file` of a decoder.
 
-    Configuration, tokenizer if it is here, and `genai_config.json`.
+    Configuration, tokenizer if it is here, and `genai_config.json`. Where all layers
+    cache alike, the configuration says how, as loaders make empty caches from it.
     """
     write_companions(model, file.parent)
+    _correct_heads(file.with_name("config.json"), layers)
     write_genai_config(model, layers, file)
 
 
@@ -41,6 +43,15 @@ def write_genai_config(
     document = {"model": _model(model, layers, file.name), "search": _search(model)}
     target = file.with_name("genai_config.json")
     target.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def _correct_heads(file: Path, layers: Sequence[CacheLayer]) -> None:
+    if len({(layer.heads, layer.key_size) for layer in layers}) > 1:
+        return
+    config = json.loads(file.read_text(encoding="utf-8"))
+    sizes = {"num_key_value_heads": layers[0].heads, "head_dim": layers[0].key_size}
+    config.update({name: size for name, size in sizes.items() if name in config})
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _model(

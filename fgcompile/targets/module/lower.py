@@ -50,14 +50,15 @@ class LoweredModule:
 
 
 def lower_to_module(
-    model: nn.Module, inputs: dict[str, Any], uniform: bool = False
+    model: nn.Module, inputs: dict[str, Any], uniform: bool | tuple[str, ...] = False
 ) -> LoweredModule:
     """`model` without the dead dims that its class can express.
 
     Args:
         model: With or without gates. It is not changed.
         inputs: Example inputs by name.
-        uniform: Whether layers of a list must agree in their sizes.
+        uniform: Whether layers of a list must agree in their sizes; or the kinds of
+            groups in which they must.
 
     Raises:
         ExportError: If there is no class to express it: `model` is a graph, or its
@@ -71,7 +72,9 @@ def lower_to_module(
     program = capture(plain, inputs)
     lowered, kept = eliminate_in_place(program)
     if uniform:
-        lowered, kept = eliminate_in_place(program, evened(plain, program, lowered))
+        kinds = uniform if isinstance(uniform, tuple) else ()
+        stay = evened(plain, program, lowered, kinds)
+        lowered, kept = eliminate_in_place(program, stay)
     expected = outputs_of(plain, inputs)
     sizes = role_sizes(program, lowered)
     options = choices(plain, sizes)

@@ -13,7 +13,9 @@ from fgcompile.targets.module.expressible import Revived
 Key = tuple[str, int, tuple[str, ...]]
 
 
-def evened(model: nn.Module, before: Program, after: Program) -> Revived:
+def evened(
+    model: nn.Module, before: Program, after: Program, kinds: tuple[str, ...] = ()
+) -> Revived:
     """The fewest dead units that must stay for all layers to keep equally many.
 
     Coupled groups correspond if their members have the same names but for the places
@@ -23,12 +25,15 @@ def evened(model: nn.Module, before: Program, after: Program) -> Revived:
         model: Tells which parts of a name are such places.
         before: The program of `model`.
         after: The same, lowered without regard to this.
+        kinds: Kinds of groups that this is about; all kinds if empty.
 
     Returns:
         Indices that stay although they are dead, by parameter and dim.
     """
     alike: dict[Key, list[tuple[CoupledGroup, Tensor]]] = {}
     for group in find_groups(before).groups:
+        if kinds and group.kind not in kinds:
+            continue
         remaining = remaining_units(group, after)
         alike.setdefault(_key(model, group), []).append((group, remaining))
     revived: Revived = {}
