@@ -11,14 +11,20 @@ from typing import Any
 
 import typer
 
+from fgcompile.cli.analyze import analyze
+from fgcompile.cli.bench import bench
 from fgcompile.cli.changed import changed
 from fgcompile.cli.diff import diff
 from fgcompile.cli.git_setup import git_setup
+from fgcompile.cli.lower import lower
 from fgcompile.cli.textconv import textconv
 from fgcompile.cli.twin import twin
 from fgcompile.errors import FgcompileError
 
-VERBS: tuple[Callable[..., Any], ...] = (diff, changed, twin, git_setup)
+VERBS: tuple[Callable[..., Any], ...] = (
+    *(analyze, lower, diff, bench),
+    *(changed, twin, git_setup),
+)
 # Called by git, not by people.
 HIDDEN_VERBS: tuple[Callable[..., Any], ...] = (textconv,)
 
@@ -28,7 +34,7 @@ app = typer.Typer(
     name="fgcompile",
     help="Trainable gates, exact lowering, and reports on what changed.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
 )
 

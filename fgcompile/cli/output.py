@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from fgcompile.errors import FgcompileError
 from fgcompile.report.graph_diff import GraphDiff
@@ -89,6 +92,20 @@ def parse_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
             )
         shapes[name] = tuple(int(part) for part in parts)
     return shapes
+
+
+@contextlib.contextmanager
+def working(what: str) -> Iterator[None]:
+    """Says on standard error what takes time, with a spinner where that is a screen."""
+    console = Console(stderr=True)
+    start = time.perf_counter()
+    if console.is_terminal:
+        with console.status(what):
+            yield
+    else:
+        yield
+    took = time.perf_counter() - start
+    console.print(f"{what}: {took:.1f} s", style="dim", markup=False, highlight=False)
 
 
 def render(diff: GraphDiff, form: Format, max_chars: int) -> str:

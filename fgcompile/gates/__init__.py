@@ -18,7 +18,7 @@ from fgcompile.gates.op import gate as gate_op
 from fgcompile.gates.remove import remove_gates
 from fgcompile.gates.spec import GateSite, GateSpec
 from fgcompile.gates.status import status
-from fgcompile.gates.storage import load_gates, save_gates
+from fgcompile.gates.storage import load_gates, save_gates, saved_config
 
 __all__ = [
     "Budget",
@@ -39,5 +39,6 @@ __all__ = [
     "penalty",
     "remove_gates",
     "save_gates",
+    "saved_config",
     "status",
 ]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fgcompile.errors import FormatError, GateError
 from fgcompile.gates.access import container_of
+from fgcompile.gates.config import Budget, GateConfig
 from fgcompile.gates.container import GateContainer
 
 SCHEMA_VERSION = 1
@@ -69,6 +70,32 @@ def load_gates(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     _check_same(manifest["gates"], _describe(container)["gates"])
     _check_state(state, container.state_dict(), folder)
     container.load_state_dict(state)
+
+
+def saved_config(directory: str | os.PathLike[str]) -> GateConfig:
+    """The config of the gates that were saved in `directory`.
+
+    `insert_gates(model, config=saved_config(directory))` makes gates that
+    `load_gates(model, directory)` fits.
+
+    Raises:
+        FormatError: If the manifest is missing, damaged or of an unknown version.
+    """
+    path = Path(directory) / MANIFEST
+    manifest = _read_manifest(path)
+    try:
+        found = {k: _option(v) for k, v in manifest["config"].items()}
+        budget = found.pop("budget")
+        limits = None if budget is None else Budget(**budget)
+        return GateConfig(**found, budget=limits)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise FormatError(f"{path} is damaged: {error!r}") from error
+
+
+def _option(value: Any) -> Any:
+    if value == "inf":
+        return float("inf")
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _describe(container: GateContainer) -> dict[str, Any]:

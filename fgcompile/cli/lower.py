@@ -1,0 +1,90 @@
+"""`fgcompile lower`: from a trained model to a smaller one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from fgcompile.cli.models import ModelName, open_model
+from fgcompile.cli.output import (
+    MAX_CHARS,
+    BudgetOption,
+    ExitCodeOption,
+    Format,
+    FormatOption,
+    MaxCharsOption,
+    UsageError,
+    render,
+    status,
+    working,
+    write,
+)
+from fgcompile.compiler import insert_gates
+from fgcompile.gates import load_gates, saved_config
+from fgcompile.lowering import Target
+from fgcompile.lowering import lower as lower_model
+
+TARGETS = ", ".join(get_args(Target))
+
+
+def lower(
+    model: ModelName,
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="File or folder to write; it appears whole."),
+    ],
+    target: Annotated[
+        str, typer.Option("--target", "-t", help=f"What to make: {TARGETS}.")
+    ] = "onnx",
+    gates: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that save_gates wrote. Without, what is dead is what is zero."
+        ),
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Round the weights of an ONNX file to int8.")
+    ] = False,
+    cache: Annotated[
+        bool,
+        typer.Option("--cache", help="Write an ONNX decoder with its key-value cache."),
+    ] = False,
+    uniform: Annotated[
+        bool,
+        typer.Option("--uniform", help="Target module: all layers keep equally many."),
+    ] = False,
+    form: FormatOption = Format.TERMINAL,
+    budget: BudgetOption = None,
+    exit_code: ExitCodeOption = False,
+    max_chars: MaxCharsOption = MAX_CHARS,
+    report: Annotated[
+        Path | None, typer.Option(help="Write the report to this file.")
+    ] = None,
+) -> int:
+    """Remove what is dead in a model, verify the result, and write it.
+
+    The report of what changed goes to standard output, progress to standard error.
+
+    Example: fgcompile lower my-bert --gates my-gates --target onnx --out out/
+    """
+    if target not in get_args(Target):
+        raise UsageError(f'unknown target "{target}"\n  Targets are {TARGETS}.')
+    with working(f"loading {model}"):
+        opened: Any = open_model(model)
+        if gates is not None:
+            insert_gates(opened, config=saved_config(gates))
+            load_gates(opened, gates)
+    with working(f"lowering {model} to {target}"):
+        lowered = lower_model(
+            opened,
+            target,  # type: ignore[arg-type]
+            out,
+            quantization="int8" if int8 else None,
+            cache=cache,
+            uniform=uniform,
+        )
+        changes = lowered.report.with_budgets(budget or [])
+    write(render(changes, form, max_chars), report)
+    return status([changes], exit_code)

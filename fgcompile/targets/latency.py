@@ -1,0 +1,80 @@
+"""How fast ONNX files run, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fgcompile.errors import FormatError
+from fgcompile.targets.extras import cause, require
+from fgcompile.targets.timing import median_times
+
+_KINDS = {"tensor(float)": "f4", "tensor(double)": "f8", "tensor(float16)": "f2"}
+
+
+def onnx_latencies(
+    files: Sequence[Path],
+    batch: int = 1,
+    length: int = 128,
+    threads: int = 1,
+    seconds: float = 10.0,
+) -> list[float]:
+    """Median time of one run of each file in onnxruntime [s], in turns.
+
+    Args:
+        files: ONNX files.
+        batch: Size of the first dynamic axis of every input.
+        length: Size of its other dynamic axes.
+        threads: Threads of the runtime.
+        seconds: About how long to measure.
+
+    Raises:
+        ExportError: If onnxruntime is not installed.
+        FormatError: If a file is missing or damaged, or does not run at that size.
+    """
+    require("onnx", "onnxruntime")
+    calls = [_Run(file, batch, length, threads) for file in files]
+    return median_times(calls, seconds)
+
+
+class _Run:
+    """One file, opened, with inputs."""
+
+    def __init__(self, file: Path, batch: int, length: int, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 4
+        try:
+            self.session = onnxruntime.InferenceSession(
+                str(file), options, providers=["CPUExecutionProvider"]
+            )
+            self.feed = {
+                each.name: _array(each, batch, length)
+                for each in self.session.get_inputs()
+            }
+            self()
+        except Exception as error:
+            raise FormatError(
+                f"cannot run {file.name} on {batch} rows of {length}: {cause(error)}\n"
+                "  Check the file, or choose sizes that the model takes."
+            ) from error
+
+    def __call__(self) -> object:
+        return self.session.run(None, self.feed)
+
+
+def _array(each: Any, batch: int, length: int) -> np.ndarray[Any, Any]:
+    """Ones, or random numbers: what is a token's number must exist in any table."""
+    sizes = [
+        size if isinstance(size, int) else batch if dim == 0 else length
+        for dim, size in enumerate(each.shape)
+    ]
+    if each.type in _KINDS:
+        values = np.random.default_rng(0).standard_normal(sizes)
+        return values.astype(_KINDS[each.type])
+    return np.ones(sizes, bool if each.type == "tensor(bool)" else "i8")

@@ -1,0 +1,106 @@
+"""`analyze`, `lower` and `bench`, on a small model in a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fgcompile
+from fgcompile import Budget, GateConfig, gates, insert_gates, save_gates
+from fgcompile.cli import main
+from fgcompile.gates import saved_config
+from fgcompile.zoo.models import entry
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama in a folder."""
+    path = tmp_path_factory.mktemp("model")
+    model: Any = entry("llama").build()
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def gate_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its gates, half of them closed."""
+    model = insert_gates(entry("llama").build(), config=GateConfig(kinds=("mlp",)))
+    for gate in gates(model).values():
+        gate.close(range(gate.size // 2))
+    return save_gates(model, tmp_path_factory.mktemp("gates"))
+
+
+def test_analyze_reads_no_weights(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    config = (folder / "config.json").read_text("utf-8")
+    (tmp_path / "config.json").write_text(config, "utf-8")
+    assert main(["analyze", str(tmp_path), "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    kinds = {g["kind"]: g["units"] for g in found["groups"] if g["pinned"] is None}
+    assert (kinds["mlp"], kinds["head"]) == (96, 4)
+
+
+def test_analyze_explains_a_module(folder: Path, capsys: Any) -> None:
+    assert main(["analyze", str(folder), "--explain", "model.layers.0.mlp"]) == 0
+    out = capsys.readouterr().out
+    assert "couples model.layers.0.mlp.down_proj.weight:1" in out
+
+
+def test_lower_writes_a_module_that_loads(
+    folder: Path, gate_folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    arguments = ["--gates", str(gate_folder), "--target", "module"]
+    status = main(
+        ["lower", str(folder), *arguments, "--out", str(tmp_path), "--format", "json"]
+    )
+    assert status == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["verdict"]["parameters"]["after"] < 30_000
+    small = fgcompile.load(tmp_path)
+    assert small.get_parameter("model.layers.1.mlp.up_proj.weight").shape == (48, 32)
+
+
+def test_lower_says_that_a_budget_is_not_met(folder: Path, tmp_path: Path) -> None:
+    arguments = ["lower", str(folder), "--target", "module", "-o", str(tmp_path)]
+    limits = ["--budget", "params=-10%", "--exit-code"]
+    assert main([*arguments, *limits]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["analyze", "no-such-folder"], "cannot open model no-such-folder"),
+        (["lower", "x", "--target", "tpu", "--out", "y"], 'unknown target "tpu"'),
+        (["bench", "x", "--keep", "2"], 'cannot read the shares "2"'),
+        (["bench", "x.onnx", "y.onnx"], "cannot run x.onnx"),
+    ],
+)
+def test_bad_command_lines_are_told(
+    arguments: list[str], message: str, capsys: Any
+) -> None:
+    assert main(arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_bench_predicts_what_a_unit_saves(folder: Path, capsys: Any) -> None:
+    arguments = ["bench", str(folder), "--keep", "0.5", "--seconds", "0.2"]
+    assert main([*arguments, "--length", "16", "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    dense, half = found["models"]
+    assert half["bytes"] < dense["bytes"]
+    assert 0.4 < half["macs"] < 0.9
+    assert {unit["kind"]: unit["units"] for unit in found["units"]} == {
+        "mlp": 192,
+        "head": 8,
+    }
+
+
+def test_saved_config_makes_gates_that_fit(tmp_path: Path) -> None:
+    config = GateConfig(kinds=("mlp",), budget=Budget(params=0.5, steps=7), noise=0.2)
+    x = torch.zeros(2, 4)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Linear(6, 2))
+    save_gates(insert_gates(model, (x,), config), tmp_path)
+    assert saved_config(tmp_path) == config
