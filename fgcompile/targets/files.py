@@ -33,8 +33,10 @@ def staged(target: Path) -> Iterator[Path]:
         raise _unwritable(target, error) from error
     try:
         yield folder
-        for file in sorted(folder.iterdir()):
-            os.replace(file, target / file.name)
+        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+            place = target / file.relative_to(folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, place)
     except OSError as error:
         _remove_empty(created)
         raise _unwritable(target, error) from error

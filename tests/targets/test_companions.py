@@ -10,6 +10,7 @@ import pytest
 from torch import nn
 
 from fgcompile.targets.companions import write_companions
+from fgcompile.targets.files import staged
 from fgcompile.zoo.models import entry
 
 pytest.importorskip("transformers")
@@ -30,6 +31,15 @@ def test_encoder_keeps_its_tokenizer_and_pooling(minilm: Any, tmp_path: Path) ->
     assert names(tmp_path) >= {"config.json"} | TOKENIZER | POOLING
     pooling = json.loads((tmp_path / "1_Pooling" / "config.json").read_text())
     assert pooling["pooling_mode_mean_tokens"]
+
+
+def test_files_in_subfolders_are_replaced_as_well(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        with staged(tmp_path / "out") as folder:
+            (folder / "1_Pooling").mkdir()
+            (folder / "1_Pooling" / "config.json").write_text(text)
+    assert (tmp_path / "out" / "1_Pooling" / "config.json").read_text() == "new"
+    assert names(tmp_path / "out") == {"1_Pooling"}
 
 
 def test_module_around_an_encoder_does_its_own_pooling(
