@@ -24,6 +24,7 @@ from fgcompile.passes.eliminate_dead_code import eliminate_dead_code
 from fgcompile.passes.eliminate_dead_dims import eliminate_dead_dims
 from fgcompile.passes.fold_constants import fold_constants
 from fgcompile.passes.fold_gates import GATE, fold_gates
+from fgcompile.passes.gather_live import gather_live
 from fgcompile.passes.merge_low_rank import merge_low_rank
 from fgcompile.passes.propagate_constants import propagate_constants
 from fgcompile.program import Program
@@ -238,6 +239,7 @@ def eliminate(program: Program) -> Program:
     run_until_stable(lowered, ELIMINATE)
     run_passes(lowered, FINISH)
     run_until_stable(lowered, ELIMINATE)
+    run_passes(lowered, (gather_live,))
     return lowered
 
 
