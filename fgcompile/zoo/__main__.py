@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 
 from fgcompile.zoo.closing import GATED, Result, close_and_lower
-from fgcompile.zoo.models import entries
+from fgcompile.zoo.models import entries, entry
 from fgcompile.zoo.registry import Entry
 from fgcompile.zoo.survey import survey
 from fgcompile.zoo.table import line, markdown
@@ -26,6 +29,7 @@ def main(
     onnx: Annotated[bool, typer.Option(help="Also lower to ONNX.")] = False,
     capture: Annotated[bool, typer.Option(help="Only capture.")] = False,
     page: Annotated[Path | None, typer.Option("--markdown", help="Write here.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
 ) -> None:
     """Close half of the units of each kind at random, lower, and compare.
 
@@ -38,18 +42,23 @@ def main(
     if capture:
         raise typer.Exit(_survey(chosen))
     results: list[Result] = []
-    for entry in chosen:
-        results.append(
-            close_and_lower(entry, tuple(kinds.split(",")), onnx=onnx, seed=seed)
-        )
-        print(line(results[-1]), flush=True)
+    close = partial(_close, kinds=tuple(kinds.split(",")), onnx=onnx, seed=seed)
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        for result in pool.map(close, [each.name for each in chosen]):
+            results.append(result)
+            print(line(result), flush=True)
     if page is not None:
         page.write_text(markdown(results))
     raise typer.Exit(int(any(result.failed for result in results)))
 
 
+def _close(name: str, **options: Any) -> Result:
+    torch.set_num_threads(1)
+    return close_and_lower(entry(name), **options)
+
+
 def _chosen(names: list[str]) -> list[Entry]:
-    known = {entry.name: entry for entry in entries()}
+    known = {each.name: each for each in entries()}
     unknown = [name for name in names if name not in known]
     if unknown:
         print(f"unknown: {', '.join(unknown)}\n  Choose from: {', '.join(known)}")

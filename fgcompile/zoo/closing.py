@@ -111,7 +111,7 @@ def _close(
     try:
         insert_gates(model, inputs, GateConfig(kinds=(kind,), gate="plain"))
         closed = close_at_random(model, seed)
-        lowered = lower(model, example_inputs=inputs)
+        lowered, verdict = _lower(entry, model, onnx)
     except FgcompileError as error:
         return Closing(kind, error=first_line(error))
     assert lowered.comparison is not None
@@ -121,7 +121,7 @@ def _close(
         parameter_count(lowered.program),
         analysis.parameters_after(closed),
         lowered.comparison.relative,
-        _onnx(entry, model) if onnx else "-",
+        verdict,
         _notes(lowered, analysis, closed),
     )
 
@@ -138,15 +138,16 @@ def close_at_random(model: nn.Module, seed: int) -> dict[str, Tensor]:
     return closed
 
 
-def _onnx(entry: Entry, model: nn.Module) -> Verdict:
-    """Whether onnxruntime agrees; "no export" where the dense model has none."""
+def _lower(entry: Entry, model: nn.Module, onnx: bool) -> tuple[Lowered, Verdict]:
+    """The graph, or the ONNX model of it, which is compared after the graph was."""
+    if not onnx:
+        return lower(model, example_inputs=entry.example_inputs()), "-"
     try:
-        lower(model, "onnx", example_inputs=entry.example_inputs())
+        return lower(model, "onnx", example_inputs=entry.example_inputs()), "equal"
     except FgcompileError:
         if _exports(entry):
             raise
-        return "no export"
-    return "equal"
+    return lower(model, example_inputs=entry.example_inputs()), "no export"
 
 
 def _exports(entry: Entry) -> bool:

@@ -15,7 +15,7 @@ lengths, with and without padding. *Removed* is the share of the closed units'
 parameters that really went; where it is less than 100 %, the reason is below.
 
 No code of fgcompile knows any of these models. Regenerate this page with
-`python -m fgcompile.zoo --onnx --markdown docs/supported-models.md`.
+`python -m fgcompile.zoo --onnx --jobs 2 --markdown docs/supported-models.md`.
 
 """
 
