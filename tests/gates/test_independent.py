@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fgcompile import Budget, GateConfig, gates, insert_gates, lower, penalty, status
+from fgcompile import (
+    Budget,
+    GateConfig,
+    gates,
+    insert_gates,
+    lower,
+    penalty,
+    remove_gates,
+    status,
+)
 from fgcompile.errors import GateError
 from tests.gates.models import bert, bert_batch
 from tests.methods.models import MODELS, ids, llama
@@ -241,6 +250,37 @@ def test_lowered_model_is_exact_and_smaller(name: str) -> None:
     own = sum(p.numel() for n, p in model.named_parameters() if "fgcompile" not in n)
     assert sum(p.numel() for p in lowered.model.parameters()) < 0.85 * own
     assert not any("fgcompile" in str(n.target) for n in lowered.model.graph.nodes)
+
+
+@pytest.mark.parametrize("closed", ["nothing", "everything"])
+def test_lowering_is_exact_at_both_ends(closed: str) -> None:
+    model = gated()
+    for gate in gates(model).values():
+        gate.close(range(gate.size) if closed == "everything" else [])
+    batch = {"input_ids": ids(), "attention_mask": torch.ones_like(ids())}
+    lowered = lower(model)
+    got, expected = lowered(**batch).logits, model(**batch).logits
+    assert torch.allclose(got, expected, atol=1e-5)
+    own = {n: p.numel() for n, p in model.named_parameters() if "fgcompile" not in n}
+    matrices = 4 * 32 * 32 + 2 * 32 * 48
+    biases = 4 * 32 + 48 + 32
+    gone = matrices + biases if closed == "everything" else 0
+    assert sum(p.numel() for p in lowered.model.parameters()) == (
+        sum(own.values()) - gone
+    )
+
+
+def test_folded_gates_leave_the_plain_model() -> None:
+    model = gated().eval()
+    for gate in gates(model).values():
+        set_factors(model, gate.name, torch.rand(gate.size))
+        gate.close([1, 5])
+    expected = model(**bert_batch()).logits
+    remove_gates(model, fold=True)
+    assert torch.allclose(model(**bert_batch()).logits, expected, atol=1e-5)
+    assert not dense(model).weight[1].any()
+    assert not dense(model).weight[:, 5].any()
+    assert dense(model).bias[1] == 0
 
 
 @pytest.mark.parametrize(
