@@ -38,7 +38,7 @@ from fgcompile.targets.decoder import (
     cache_layers,
     write_decoder_companions,
 )
-from fgcompile.targets.exported import export_program
+from fgcompile.targets.exported import save_program
 from fgcompile.targets.files import staged, staged_folder
 from fgcompile.targets.forms import Form, OnnxForm, OpenVinoForm
 from fgcompile.targets.module import LoweredModule, lower_to_module
@@ -395,7 +395,7 @@ def save_lowered(lowered: Lowered, path: Path) -> Path:
             if path == target:
                 _save_companions(lowered, folder / name)
         else:
-            torch.export.save(export_program(lowered.program), folder / name)
+            save_program(lowered.program, folder / name)
     return target / name
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy as copy_codegen
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +11,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fgcompile.program import Program
+
+_PLAIN = (dict, list, tuple)
 
 
 def export_program(program: Program) -> torch.export.ExportedProgram:
@@ -25,6 +29,34 @@ def export_program(program: Program) -> torch.export.ExportedProgram:
         dynamic_shapes=dict(zip(program.inputs, dynamic, strict=True)),
         strict=False,
     )
+
+
+def save_program(program: Program, file: Path) -> None:
+    """Writes `program` to `file` (.pt2), which any process with torch loads and runs.
+
+    Outputs in a class of a library, such as a transformers ModelOutput, come in a dict
+    of their names instead: torch.export.load knows no other classes than Python's.
+    """
+    torch.export.save(export_program(_with_plain_outputs(program)), file)
+
+
+def _with_plain_outputs(program: Program) -> Program:
+    info = getattr(program.graph._codegen, "pytree_info", None)
+    if info is None or info.out_spec is None or _is_plain(info.out_spec):
+        return program
+    copy = program.copy()
+    codegen: Any = copy_codegen(program.graph._codegen)
+    spec = pytree.tree_structure(dict.fromkeys(program.output_names, 0))
+    codegen.pytree_info = info._replace(out_spec=spec)
+    copy.graph.set_codegen(codegen)
+    copy.graph_module.recompile()
+    return copy
+
+
+def _is_plain(spec: pytree.TreeSpec) -> bool:
+    """Whether a nest of outputs is of Python's own classes."""
+    own = spec.is_leaf() or spec.type in _PLAIN
+    return own and all(map(_is_plain, spec.children()))
 
 
 def _dynamic(value: Any) -> Any:
