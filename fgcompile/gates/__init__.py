@@ -19,6 +19,7 @@ from fgcompile.gates.remove import remove_gates
 from fgcompile.gates.spec import GateSite, GateSpec
 from fgcompile.gates.status import status
 from fgcompile.gates.storage import load_gates, save_gates, saved_config
+from fgcompile.gates.trainer import gate_callback, gate_numbers
 
 __all__ = [
     "Budget",
@@ -30,6 +31,8 @@ __all__ = [
     "attach",
     "container_of",
     "find_container",
+    "gate_callback",
+    "gate_numbers",
     "gate_op",
     "gate_parameters",
     "gates",

@@ -37,7 +37,7 @@ def status(model: nn.Module) -> dict[str, Any]:
     container = container_of(model)
     container.settle()
     cost = counted_cost(container)
-    target, goal = _limits(container)
+    target, goal = limits_of(container)
     gap = {what: cost[what] - limit for what, limit in goal.items()}
     found: dict[str, Any] = {
         "open": _open_by_kind(container),
@@ -92,7 +92,8 @@ def _open_by_kind(container: GateContainer) -> dict[str, float]:
     return {kind: open_[kind] / size[kind] for kind in size}
 
 
-def _limits(container: GateContainer) -> tuple[dict[str, float], dict[str, float]]:
+def limits_of(container: GateContainer) -> tuple[dict[str, float], dict[str, float]]:
+    """What every limit allows now, and in the end; empty without a budget."""
     objective = container.objective
     if not isinstance(objective, BudgetObjective):
         return {}, {}

@@ -14,7 +14,15 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fgcompile.gates import GateConfig, attach, container_of, gates, status
+from fgcompile.gates import (
+    GateConfig,
+    attach,
+    container_of,
+    gate_callback,
+    gate_numbers,
+    gates,
+    status,
+)
 from tests.gates.models import bert, bert_batch, bert_specs, budgeted, mlp, mlp_specs
 
 # -- checkpoints of a Trainer ---------------------------------------------------------
@@ -88,6 +96,23 @@ def test_trainer_decays_no_gate(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+def test_callback_shows_the_budget_being_met(tmp_path: Path) -> None:
+    model = attach(bert(), bert_specs(), budgeted(0.5, steps=8))
+    run = trainer(tmp_path, model, logging_steps=1, save_strategy="no")
+    run.add_callback(gate_callback())
+    run.train()
+    history = [entry for entry in run.state.log_history if "loss" in entry]
+    kept = [entry["gates/params"] for entry in history]
+    assert len(kept) == 12
+    assert kept[0] > 0.9
+    assert kept == sorted(kept, reverse=True)
+    assert history[-1]["gates/gap"] <= 0.01
+    assert history[-1]["gates/open"] < 1
+    assert history[-1]["gates/params"] == status(model)["cost"]["params"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_accelerate_trains_as_a_plain_loop() -> None:
     accelerate = pytest.importorskip("accelerate")
     states = []
@@ -106,6 +131,18 @@ def test_accelerate_trains_as_a_plain_loop() -> None:
             optimizer.step()
         states.append(container_of(model).state_dict())
     assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+
+
+def test_numbers_are_those_of_the_status() -> None:
+    assert gate_numbers(mlp()) == {}
+    model = attach(mlp(), mlp_specs(), budgeted(0.5))
+    gates(model)["hidden"].close(range(4))
+    assert gate_numbers(model) == {
+        "gates/open": 0.75,
+        "gates/params": 0.75,
+        "gates/macs": 0.75,
+        "gates/gap": 0.25,
+    }
 
 
 # -- two processes --------------------------------------------------------------------
