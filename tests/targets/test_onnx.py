@@ -28,7 +28,8 @@ class BiasedAttention(nn.Module):
         parts = self.project(x).view(rows, length, 3, 2, 4).permute(2, 0, 3, 1, 4)
         distance = torch.arange(length)[None] - torch.arange(length)[:, None]
         scores = self.bias * distance
-        mixed = scaled_dot_product_attention(*parts, attn_mask=scores[None])
+        query, key, value = parts
+        mixed = scaled_dot_product_attention(query, key, value, scores[None])
         return mixed.transpose(1, 2).reshape(rows, length, 8)
 
 
