@@ -199,8 +199,10 @@ def test_budget_needs_coupled_gates() -> None:
 def test_matrices_that_another_module_reads_are_gated_as_parameters() -> None:
     block = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True, dropout=0.0)
     x = torch.randn(2, 5, 16)
-    insert_gates(block.eval(), (x,), uncoupled())
     attention = block.self_attn
+    attention.in_proj_bias.data.normal_()
+    attention.out_proj.bias.data.normal_()
+    insert_gates(block.eval(), (x,), uncoupled())
     rows, columns = torch.rand(16), torch.rand(16)
     set_factors(block, "self_attn.out_proj.rows", rows)
     set_factors(block, "self_attn.out_proj.columns", columns)

@@ -185,6 +185,17 @@ def test_micro_batches_are_no_steps() -> None:
     assert pst_status(model)["steps"] == 3
 
 
+def test_scores_that_are_set_by_hand_are_no_steps() -> None:
+    model = insert_pst(bert(num_hidden_layers=1), PstConfig(steps=10)).eval()
+    container = find_pst(model)
+    assert container is not None
+    for value in (1.0, 2.0):
+        model(**bert_batch())
+        for matrix in container.matrices:
+            matrix.get_parameter("r").data.fill_(value)
+    assert pst_status(model)["steps"] == 0
+
+
 # -- what is trained ----------------------------------------------------------------
 
 
