@@ -14,6 +14,7 @@ Two relations hold between units:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +86,12 @@ class Units:
         self.couple(ids, inner)
         self.set_parent(ids, outer)
         return ids
+
+    def repeat(self, ids: UnitIds, shape: tuple[int, ...]) -> UnitIds:
+        """A plane of new units of that shape, coupled with what is repeated."""
+        new = self.new_family("", 0, prod(shape)).ids.reshape(shape)
+        self.couple(new, ids)
+        return new
 
     def couple(self, left: UnitIds, right: UnitIds) -> None:
         """Couple the units of two broadcastable planes element by element."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from fgcompile.analysis.steps import Align, Array, Flow
+from fgcompile.analysis.steps import Align, Array, Flow, Move
 from fgcompile.analysis.survivors import required
 from fgcompile.passes.shrinkage import Shrinkage, call, new_buffer
 from fgcompile.rules.pattern import Dim
@@ -33,6 +33,9 @@ def gather_operands(shrinkage: Shrinkage) -> None:
             for position, source in enumerate(step.sources):
                 if source is not None:
                     _gather(shrinkage, node, step, position, kept, gathered)
+        for moved in shrinkage.steps.get(node.name, []):
+            if isinstance(moved, Move):
+                _gather_repeated(shrinkage, node, moved)
 
 
 def forbid_gathers(flow: Flow) -> list[tuple[Node, Node]]:
@@ -43,6 +46,8 @@ def forbid_gathers(flow: Flow) -> list[tuple[Node, Node]]:
     """
     found = []
     for step in flow.steps:
+        if isinstance(step, Move):
+            step.links[:] = [replace(link, repeats=()) for link in step.links]
         if not isinstance(step, Align):
             continue
         for slots in (step.slots, step.results):
@@ -95,6 +100,31 @@ def _gather(
                 gathered[key] = _insert(shrinkage, step, operand, position, dim, index)
         node.replace_input_with(operand, gathered[key])
         operand = gathered[key]
+
+
+def _gather_repeated(shrinkage: Shrinkage, node: Node, step: Move) -> None:
+    """Parts of a concatenation are repeated only where something is beside them."""
+    for link in step.links:
+        operand = next(
+            (n for n in node.all_input_nodes if shrinkage.index(n) == link.source), None
+        )
+        mask = shrinkage.survivors.planes[link.target][link.target_plane]
+        planes = shrinkage.flow.values[link.source].planes
+        for dim in link.repeats:
+            tensor = tensor_of(operand) if operand is not None else None
+            others = tuple(d for d in range(mask.ndim) if d != dim)
+            index = np.flatnonzero(mask.any(axis=others))
+            if tensor is None or tensor.dim() != mask.ndim or operand is None:
+                continue
+            follows = any(p.shape[dim] > 1 for p in planes)
+            if not follows and tensor.shape[dim] == mask.shape[dim] != index.size:
+                with shrinkage.program.graph.inserting_before(node):
+                    buffer = new_buffer(
+                        shrinkage.program, "index", torch.from_numpy(index)
+                    )
+                    taken = _select(shrinkage, operand, dim, buffer)
+                node.replace_input_with(operand, taken)
+                operand = taken
 
 
 def _described(step: Align, position: int, axes: list[int]) -> bool:

@@ -9,6 +9,7 @@ plane over `(h, d)` the dims `d` lie inside the heads `h`. Three things follow.
     another (`h` of `(h, d)`), the units of the first are parents of the second's.
 (3) If contraction leaves an axis that no operand has as its innermost (the heads
     of `b h q d, b h k d -> b h q k`), new units stand for it: the heads themselves.
+    So they do if an outer axis is summed over, but coupled with the operand's.
 """
 
 from __future__ import annotations
@@ -26,11 +27,19 @@ from fgcompile.rules.registry import DimRule, Operand
 from fgcompile.rules.shapes import hidden_shape, tensor_of
 
 
-def align(flow: Flow, node: Node, rules: tuple[DimRule, ...]) -> None:
-    """Append the steps of `rules` to `flow`, couple units, make output planes."""
+def align(
+    flow: Flow,
+    node: Node,
+    rules: tuple[DimRule, ...],
+    beside: frozenset[tuple[int, int]] = frozenset(),
+) -> None:
+    """Append the steps of `rules` to `flow`, couple units, make output planes.
+
+    Planes in `beside`, as (value, plane), are left to another step of the node.
+    """
     named: dict[str, tuple[int | None, tuple[int, ...]]] = {}
     for rule in rules:
-        step = _step(flow, node, rule, named)
+        step = _step(flow, node, rule, named, beside)
         if step is None:
             continue
         _couple(flow, step)
@@ -43,6 +52,7 @@ def _step(
     node: Node,
     rule: DimRule,
     named: dict[str, tuple[int | None, tuple[int, ...]]],
+    beside: frozenset[tuple[int, int]],
 ) -> Align | None:
     pattern = parse(rule.pattern)
     values, sources, dims, shapes = [], [], [], []
@@ -68,6 +78,7 @@ def _step(
         (),
         factors,
         tuple(sizes.values()),
+        beside=beside,
     )
     for position, index in enumerate(values):
         if index is not None:
@@ -142,6 +153,8 @@ def _output_shape(rule: DimRule, sizes: dict[str, int], rank: int) -> tuple[int,
 def _add_slots(flow: Flow, step: Align, position: int, index: int) -> None:
     value = flow.values[index]
     for k, plane in enumerate(value.planes):
+        if (index, k) in step.beside:
+            continue
         slot = _slot(step, step.dims[position], plane.shape, (index, k, position))
         if slot is not None:
             step.slots.append(slot)
@@ -337,11 +350,13 @@ def _plane_ids(flow: Flow, step: Align, component: tuple[int, ...]) -> Array:
         for s in step.slots
         if not s.loose and s.axes and set(s.axes) <= set(component)
     ]
-    candidates = [s for s in candidates if s.axes[-1] == _innermost(step, component)]
+    innermost = _innermost(step, component)
+    candidates = [s for s in candidates if s.axes[-1] == innermost]
     if candidates:
         best = max(candidates, key=lambda s: len(s.axes))
         return np.broadcast_to(_ids(flow, best), shape)
-    family = flow.units.new_family("", 0, math.prod(shape), heads=True)
+    heads = not any(s.axes and s.axes[-1] == innermost for s in step.slots)
+    family = flow.units.new_family("", 0, math.prod(shape), heads=heads)
     return family.ids.reshape(shape)
 
 

@@ -87,7 +87,7 @@ def _call(flow: Flow, node: Node) -> None:
     operands = tuple(
         v for n in node.all_input_nodes if (v := flow.value_of(n)) is not None
     )
-    if not operands:
+    if not operands or _reads_sizes(flow, node):
         return
     before = len(flow.steps)
     try:
@@ -97,6 +97,28 @@ def _call(flow: Flow, node: Node) -> None:
         return
     described = {v for step in flow.steps[before:] for v in step.operands}
     _pin_rest(flow, node, tuple(v for v in operands if v not in described))
+
+
+_SIZE_READERS = {
+    *("aten::new_empty", "aten::new_full", "aten::new_ones", "aten::new_zeros"),
+    *("aten::sym_size", "aten::sym_numel"),
+}
+
+
+def _reads_sizes(flow: Flow, node: Node) -> bool:
+    """Whether a node reads no element, and no size that units have a part in."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or schema.name not in _SIZE_READERS:
+        return False
+    source = node.args[0]
+    index = flow.value_of(source) if isinstance(source, Node) else None
+    if index is None or schema.name.startswith("aten::new"):
+        return index is not None
+    planes = flow.values[index].planes
+    if schema.name == "aten::sym_numel":
+        return not planes
+    dim = node.args[1]
+    return all(plane.shape[dim] == 1 for plane in planes)  # type: ignore[index]
 
 
 def _pin_rest(flow: Flow, node: Node, operands: tuple[int, ...]) -> None:

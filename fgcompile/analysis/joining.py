@@ -1,7 +1,10 @@
 """Steps of operators that join several tensors: cat and stack.
 
-A plane that varies along the joined dim is made of parts, one per operand; planes
-that do not are aligned with each other, as in an elementwise operator.
+(1) A plane that varies along the joined dim is made of parts, one per operand; so are
+    planes that share another dim with such a plane. A part that is uniform along that
+    other dim (the rotary dims that all heads share) is repeated there: each repetition
+    is a unit of its own.
+(2) The other planes are aligned with each other, as in an elementwise operator.
 """
 
 from __future__ import annotations
@@ -14,6 +17,9 @@ from fgcompile.analysis.steps import Array, Flow, Link, Move, Value
 from fgcompile.rules.registry import DimRule
 from fgcompile.rules.shapes import hidden_shape, tensor_of
 
+Planes = set[tuple[int, int]]
+"""Planes of values, as (value, plane)."""
+
 
 def concatenate(flow: Flow, node: Node) -> None:
     """Steps of `cat` and `stack`."""
@@ -23,43 +29,73 @@ def concatenate(flow: Flow, node: Node) -> None:
     assert tensor is not None
     argument = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
     dim = int(argument) % tensor.dim()  # type: ignore[arg-type]
-    if not stacks and _uniform_along(flow, nodes, dim):
-        align(flow, node, (_positions_rule(nodes, tensor.dim(), dim),))
-        return
-    if stacks and len(nodes) == 1:
-        _stack_rule(flow, node, nodes, dim)
-        return
-    _join(flow, node, nodes, dim, hidden_shape(tensor), stacks)
+    every = {
+        (v, k)
+        for n in nodes
+        if (v := flow.value_of(n)) is not None
+        for k, plane in enumerate(flow.values[v].planes)
+        if _holds_units(plane)
+    }
+    if stacks:
+        start = every - _same_everywhere(flow, nodes, every)
+    else:
+        start = {key for key in every if _plane(flow, key).shape[dim] > 1}
+    widths = [1 if stacks else hidden_shape(n.meta["val"])[dim] for n in nodes]
+    if sum(widths) != hidden_shape(tensor)[dim]:
+        start = set()  # beside a batch or sequence: alignment pins them
+    joined = _joined(flow, every, start)
+    aligned = every - joined
+    if aligned or not joined:
+        rule = _rule(nodes, tensor.dim(), dim, stacks)
+        align(flow, node, (rule,), beside=frozenset(joined))  # (2)
+    if joined:
+        _join(flow, node, nodes, dim, hidden_shape(tensor), stacks, frozenset(aligned))
 
 
-def _uniform_along(flow: Flow, nodes: tuple[Node, ...], dim: int) -> bool:
-    indices = [flow.value_of(n) for n in nodes]
-    return all(
-        plane.shape[dim] == 1
-        for v in indices
-        if v is not None
-        for plane in flow.values[v].planes
-    )
+def _same_everywhere(flow: Flow, nodes: tuple[Node, ...], every: Planes) -> Planes:
+    """Planes that all operands have alike: stacking them makes no new units."""
+    indices = {flow.value_of(n) for n in nodes}
+    texts = {key: _plane(flow, key).tobytes() for key in every}
+    found: dict[bytes, set[int | None]] = {}
+    for (v, _), text in texts.items():
+        found.setdefault(text, set()).add(v)
+    return {key for key, text in texts.items() if found[text] == indices}
 
 
-def _positions_rule(nodes: tuple[Node, ...], rank: int, dim: int) -> DimRule:
-    """Joined along positions: the other dims are aligned."""
-    names = " ".join("_" if k == dim else f"n{k}" for k in range(rank))
-    pattern = ", ".join([names] * len(nodes)) + f" -> {names}"
+def _joined(flow: Flow, every: Planes, start: Planes) -> Planes:
+    """Planes of rule (1), of which those in `start` are some, as (value, plane)."""
+    if not start:
+        return start
+    joined, dims = set(start), set[int]()
+    while True:
+        dims |= {d for key in joined for d in _varying(_plane(flow, key))}
+        more = {
+            key for key in every - joined if dims & set(_varying(_plane(flow, key)))
+        }
+        if not more:
+            return joined
+        joined |= more
+
+
+def _holds_units(plane: Array) -> bool:
+    """A slice of nothing does not."""
+    return bool((plane >= 0).any())
+
+
+def _plane(flow: Flow, key: tuple[int, int]) -> Array:
+    return flow.values[key[0]].planes[key[1]]
+
+
+def _varying(plane: Array) -> list[int]:
+    return [d for d, n in enumerate(plane.shape) if n > 1]
+
+
+def _rule(nodes: tuple[Node, ...], rank: int, dim: int, stacks: bool) -> DimRule:
+    """All dims but the joined one are aligned."""
+    names = ["_" if k == dim else f"n{k}" for k in range(rank)]
+    given = [n for n in names if n != "_"] if stacks else names
+    pattern = ", ".join([" ".join(given)] * len(nodes)) + f" -> {' '.join(names)}"
     return DimRule(pattern, kind="join", operands=nodes)
-
-
-def _stack_rule(flow: Flow, node: Node, nodes: tuple[Node, ...], dim: int) -> None:
-    tensor = tensor_of(node)
-    assert tensor is not None
-    names = [f"n{k}" for k in range(tensor.dim() - 1)]
-    target = " ".join([*names[:dim], "_", *names[dim:]])
-    rule = DimRule(
-        f"{' '.join(names)} -> {target}",
-        kind="join",
-        operands=nodes,
-    )
-    align(flow, node, (rule,))
 
 
 def _join(
@@ -69,17 +105,19 @@ def _join(
     dim: int,
     shape: tuple[int, ...],
     stacks: bool,
+    beside: frozenset[tuple[int, int]] = frozenset(),
 ) -> None:
-    """One output plane over all dims in which some operand varies, from parts."""
+    """One output plane over all dims in which some operand varies, from parts.
+
+    Planes in `beside` are described by another step, which made the output.
+    """
     indices = [flow.value_of(n) for n in nodes]
-    varying = _varying_dims(flow, indices, dim, stacks)
-    target = len(flow.values)
-    widths, parts = [], []
-    for operand, index in zip(nodes, indices, strict=True):
-        tensor = tensor_of(operand)
-        assert tensor is not None
-        widths.append(1 if stacks else hidden_shape(tensor)[dim])
-        parts.append(_operand_planes(flow, index, dim, stacks))
+    target, position = _output(flow, node, indices, shape, new=not beside)
+    parts = [_operand_planes(flow, v, dim, stacks, beside) for v in indices]
+    varying = {dim} | {
+        k for part in parts for _, p in part for k, n in enumerate(p.shape) if n > 1
+    }
+    widths = [1 if stacks else hidden_shape(n.meta["val"])[dim] for n in nodes]
     plane_shape = tuple(
         sum(widths) if k == dim else (n if k in varying else 1)
         for k, n in enumerate(shape)
@@ -93,38 +131,64 @@ def _join(
             for k in range(len(shape))
         )
         start += width
-        for position, plane in planes:
-            positions = np.arange(plane.size).reshape(plane.shape)
+        for k, plane in planes:
             full = np.full(plane_shape, -1, np.int64)
-            full[window] = positions
+            full[window] = np.arange(plane.size).reshape(plane.shape)
+            repeats = tuple(
+                d for d, n in enumerate(plane.shape) if n < plane_shape[d] and d != dim
+            )
             assert index is not None
-            links.append(Link(index, position, target, 0, full))
-            old = ids[window]
-            flow.units.couple(old, np.broadcast_to(plane, old.shape))
-            ids[window] = np.where(old >= 0, old, plane)
-    table = all(flow.values[v].table for v in indices if v is not None)
-    flow.values.append(Value(node, shape, [ids], table))
-    flow.of[node] = (target,)
+            links.append(Link(index, k, target, position, full, repeats))
+        if planes:
+            ids[window] = _part(flow, [p for _, p in planes], ids[window].shape, dim)
+    flow.values[target].planes.append(ids)
     present = tuple(v for v in indices if v is not None)
-    flow.steps.append(Move(node, present, (target,), links))
+    flow.steps.append(Move(node, present, (target,), links, beside))
 
 
-def _varying_dims(
-    flow: Flow, indices: list[int | None], dim: int, stacks: bool
-) -> set[int]:
-    varying = {dim}
-    for index in indices:
-        for _, plane in _operand_planes(flow, index, dim, stacks):
-            varying |= {k for k, n in enumerate(plane.shape) if n > 1}
-    return varying
+def _output(
+    flow: Flow,
+    node: Node,
+    indices: list[int | None],
+    shape: tuple[int, ...],
+    new: bool,
+) -> tuple[int, int]:
+    """Index of the output's value, and of its next plane."""
+    if new:
+        table = all(flow.values[v].table for v in indices if v is not None)
+        flow.of[node] = (len(flow.values),)
+        flow.values.append(Value(node, shape, [], table))
+    index = flow.value_of(node)
+    assert index is not None
+    return index, len(flow.values[index].planes)
+
+
+def _part(flow: Flow, planes: list[Array], shape: tuple[int, ...], dim: int) -> Array:
+    """Ids of what one operand gives to the output's plane."""
+    ids, *inner = sorted(planes, key=lambda p: not flow.units.is_head(p))
+    for plane in inner:
+        ids = flow.units.nest(ids, plane)
+    if any(
+        m < n for d, (m, n) in enumerate(zip(ids.shape, shape, strict=True)) if d != dim
+    ):
+        return flow.units.repeat(ids, shape)
+    return ids
 
 
 def _operand_planes(
-    flow: Flow, index: int | None, dim: int, stacks: bool
+    flow: Flow,
+    index: int | None,
+    dim: int,
+    stacks: bool,
+    beside: frozenset[tuple[int, int]],
 ) -> list[tuple[int, Array]]:
     if index is None:
         return []
     planes = flow.values[index].planes
     if stacks:
         planes = [np.expand_dims(p, dim) for p in planes]
-    return list(enumerate(planes))
+    return [
+        (k, p)
+        for k, p in enumerate(planes)
+        if (index, k) not in beside and _holds_units(p)
+    ]

@@ -236,7 +236,7 @@ def _contractions_around(
                 kind = other.rule.kind if isinstance(other, Align) else "move"
                 if kind == "contraction":
                     found.add(other.node)
-                elif kind in ("move", "pointwise", "mixing"):
+                elif kind in ("move", "pointwise", "mixing", "join"):
                     todo.append(other)
     return found
 

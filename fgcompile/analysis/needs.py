@@ -71,7 +71,7 @@ def _move(step: Move, needs: Needs) -> None:
             _see(needs, v)
             for k, plane in planes:
                 # A plane that could not follow is read as a whole.
-                plane[...] |= k not in linked
+                plane[...] |= k not in linked and (v, k) not in step.beside
 
 
 def _see(needs: Needs, value: int) -> None:
@@ -195,7 +195,7 @@ def _unslotted(step: Align, needs: Needs, position: int, value: int) -> None:
     """Planes that the rule does not describe are seen whole."""
     described = {s.plane for s in step.slots if s.operand == position}
     for k, plane in enumerate(needs.planes[value]):
-        if k not in described:
+        if k not in described and (value, k) not in step.beside:
             plane[...] = True
 
 

@@ -100,6 +100,8 @@ class Align:
         results: Planes of the outputs.
         contracted: Factors that only operands have.
         pinned: Factors that stay whole, with the reason.
+        beside: Planes of operands, as (value, plane), that another step of the same
+            node describes.
     """
 
     node: Node
@@ -114,6 +116,7 @@ class Align:
     results: list[Slot] = field(default_factory=list)
     contracted: tuple[int, ...] = ()
     pinned: dict[int, str] = field(default_factory=dict)
+    beside: frozenset[tuple[int, int]] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,8 @@ class Link:
     """One plane of an output, taken from one plane of an input.
 
     `index` has the shape of the output plane and holds positions in the flattened
-    input plane; -1 where the element comes from elsewhere.
+    input plane; -1 where the element comes from elsewhere. Along the dims in `repeats`
+    the input plane is repeated: it goes where its neighbours in the output go.
     """
 
     source: int
@@ -129,16 +133,18 @@ class Link:
     target: int
     target_plane: int
     index: NDArray[np.int64]
+    repeats: tuple[int, ...] = ()
 
 
 @dataclass
 class Move:
-    """A step that only places elements."""
+    """A step that only places elements; `beside` is as in `Align`."""
 
     node: Node
     operands: tuple[int, ...]
     outputs: tuple[int, ...]
     links: list[Link]
+    beside: frozenset[tuple[int, int]] = frozenset()
 
 
 @dataclass

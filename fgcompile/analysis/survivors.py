@@ -10,12 +10,13 @@ values do not matter, and results stay exact. Rules, for each step:
 (3) An operand without planes must have one index for all: it can be gathered, also
     with other indices for each outer unit; a loose operand must only be wider.
 (4) Movement keeps an element exactly if it keeps its origin: each of them, where
-    planes met.
+    planes met. What is repeated goes where all beside it goes.
 (5) In a plane over several dims, or over a compound one (channels of a grouped
     convolution), rows that survive have equally many units; which
     ones may differ from row to row. Units that are coupled within a row, such as the
     pairs of a rotary embedding, are revived together where they fit.
-(6) No plane is empty.
+(6) No plane is empty. What nothing needs follows what stands beside it; only where
+    that is empty too does a first unit stay.
 (7) A factor that an operator reads as a whole is whole while the operator is there: an
     index that is data must find its row, even if nothing sees the result. So is a
     plane that cannot follow an operator.
@@ -29,7 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fgcompile.analysis.needs import Needs
-from fgcompile.analysis.steps import Align, Array, Flow, Link, Move, Slot
+from fgcompile.analysis.steps import Align, Array, Flow, Link, Move, Pin, Slot
 
 
 @dataclass
@@ -75,14 +76,26 @@ def close_survivors(
     for masks, value in zip(planes, flow.values, strict=True):
         for mask, ids in zip(masks, value.planes, strict=True):
             mask |= ids < 0
-            _not_empty(mask)
     for v, plane in _stuck(flow):
         planes[v][plane][...] = True
     dirty = set(range(len(planes)))
     readers = _readers(flow)
     while dirty:
-        dirty = _sweep(flow, survivors, labels, readers, dirty)
+        while dirty:
+            dirty = _sweep(flow, survivors, labels, readers, dirty)
+        dirty = _seed(planes)
     return survivors
+
+
+def _seed(planes: list[list[Array]]) -> set[int]:
+    """Rule (6): a unit for the first value that would lose all; its index, if any."""
+    for v, masks in enumerate(planes):
+        empty = [mask for mask in masks if mask.size and not mask.any()]
+        for mask in empty:
+            mask.reshape(-1)[0] = True
+        if empty:
+            return {v}
+    return set()
 
 
 def _stuck(flow: Flow) -> Iterator[tuple[int, int]]:
@@ -98,7 +111,8 @@ def _stuck(flow: Flow) -> Iterator[tuple[int, int]]:
                 followed = {s.plane for s in step.slots if s.operand == position}
             if v is not None:
                 for plane in set(range(len(flow.values[v].planes))) - followed:
-                    yield v, plane
+                    if isinstance(step, Pin) or (v, plane) not in step.beside:
+                        yield v, plane
 
 
 def _readers(flow: Flow) -> list[list[int]]:
@@ -139,7 +153,10 @@ def _move(step: Move, survivors: Survivors) -> set[int]:
         kept = np.ones(target.shape, bool)
         for link in links:
             source = survivors.planes[link.source][link.source_plane]
-            kept &= (link.index < 0) | source.reshape(-1)[link.index]
+            mine = source.reshape(-1)[link.index]
+            if link.repeats:
+                mine = mine & _rows(target, link.repeats)
+            kept &= (link.index < 0) | mine
         if (kept & ~target).any():
             target |= kept
             grown.add(value)
@@ -151,6 +168,11 @@ def _move(step: Move, survivors: Survivors) -> set[int]:
                 source.reshape(-1)[origin[target[here]]] = True
                 grown.add(link.source)
     return grown
+
+
+def _rows(mask: Array, dims: tuple[int, ...]) -> Array:
+    """Where anything survives, along `dims` alone."""
+    return _any(mask, tuple(d for d in range(mask.ndim) if d not in dims))
 
 
 def _by_target(step: Move) -> dict[tuple[int, int], list[Link]]:
@@ -239,18 +261,11 @@ def _any(mask: Array, axes: tuple[int, ...]) -> Array:
     return np.asarray(mask.any(axis=axes, keepdims=True)) if axes else mask
 
 
-def _not_empty(mask: Array) -> None:
-    """Rule (6)."""
-    if mask.size and not mask.any():
-        mask.reshape(-1)[0] = True
-
-
 def _make_rectangular(mask: Array, labels: Array) -> None:
     """Rule (5), in place: revive the fewest units, the most popular ones first.
 
     `labels` are the coupled classes of the plane's units.
     """
-    _not_empty(mask)
     dims = [k for k, n in enumerate(mask.shape) if n > 1]
     if len(dims) > 1 and not mask.all():
         shape = tuple(mask.shape[k] for k in dims)

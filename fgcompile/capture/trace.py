@@ -20,6 +20,7 @@ from fgcompile.capture.evaluation import evaluate, remove_unread_updates
 from fgcompile.capture.export import export
 from fgcompile.capture.functional import functionalize
 from fgcompile.capture.names import output_names
+from fgcompile.capture.simplify import simplify
 from fgcompile.capture.state import silence
 from fgcompile.capture.subgraphs import inline_subgraphs
 from fgcompile.capture.tidy import (
@@ -134,6 +135,7 @@ def _flatten(graph_module: GraphModule) -> bool:
 def _finish(graph_module: GraphModule, inputs: dict[str, Any], model: Any) -> Program:
     remove_copies(graph_module)
     settle_sizes(graph_module)
+    simplify(graph_module)
     aliases = merge_tied_tensors(graph_module, model)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()

@@ -102,6 +102,8 @@ class Writers:
             return self._preserves_zero(step)
         if kind == "reduction":
             return self._zero(step.operands[0])
+        if kind == "join":
+            return all(map(self._zero, step.operands))
         if kind == "normalization":
             rms = step.node.target._schema.name == "aten::rms_norm"  # type: ignore[union-attr]
             return rms and self._zero(step.operands[0])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from fgcompile.capture import capture
 from fgcompile.passes.canonicalize import canonicalize
+from fgcompile.printer import show
 from fgcompile.program import Program
 from tests.passes.check import check_pass, check_unchanged, program_of
 
@@ -83,26 +86,76 @@ class Scaled(nn.Module):
 
 
 def test_sizes_of_another_tensor_are_named() -> None:
-    check_pass(
-        canonicalize,
-        capture(Scaled().double(), (X.double(),)),
-        """\
-before
-x: [s0 4 float64] = input
-linear: [s0 3 float64] = linear(x, up.weight, up.bias)
-abs_1: [s0 3 float64] = abs(linear)
-sum_1: [s0 1 float64] = sum(abs_1, [-1], True)
-expand_as: [s0 3 float64] = expand_as(sum_1, linear)
-div: [s0 3 float64] = div(linear, expand_as)
-return div
+    program = program_of(Scaled(), X)
+    assert "expand(sum_1, [-1, 3])" in show(program)
 
-after
-x: [s0 4 float64] = input
-linear: [s0 3 float64] = linear(x, up.weight, up.bias)
-abs_1: [s0 3 float64] = abs(linear)
-sum_1: [s0 1 float64] = sum(abs_1, [-1], True)
-expand_as: [s0 3 float64] = expand(sum_1, [-1, 3])
-div: [s0 3 float64] = div(linear, expand_as)
-return div
-""",
-    )
+
+def graph_of(function: Callable[..., Tensor], *inputs: Tensor) -> Program:
+    """`function` as a program of the operators that it calls, not simplified."""
+    exported = torch.export.export(Function(function), inputs)
+    graph_module = exported.module(check_guards=False)
+    names = [n.target for n in graph_module.graph.nodes if n.op == "placeholder"]
+    return Program(graph_module, dict(zip(names, inputs, strict=True)))
+
+
+class Function(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.function(x, y)
+
+
+A, B = torch.arange(6.0).view(2, 3), torch.arange(6.0, 12.0).view(2, 3)
+ROUNDABOUT: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
+    "view_as": (lambda x, y: x.view(3, 2).view_as(y), ("reshape", "[2, 3]")),
+    "expand_as": (lambda x, y: x[:1].expand_as(y), ("expand", "[2, -1]")),
+    "type_as": (lambda x, y: x.int().type_as(y), ("to(", "float32")),
+    "glu": (
+        lambda x, y: nn.functional.glu(torch.cat([x, y]), 0),
+        ("chunk", "sigmoid", "mul"),
+    ),
+    "slice_scatter": (
+        lambda x, y: torch.slice_scatter(
+            torch.slice_scatter(x.new_empty(2, 6), y, 1, 3, 6), x, 1, 0, 3
+        ),
+        ("cat([x, y], 1)",),
+    ),
+    "cat([empty": (
+        lambda x, y: torch.cat([torch.empty(0), x, y], 1),
+        ("cat([x, y], 1)",),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDABOUT)
+def test_what_can_be_said_plainly_is(name: str) -> None:
+    function, plain = ROUNDABOUT[name]
+    program = graph_of(function, A, B)
+    assert f"= {name}" in show(program)
+    assert canonicalize(program)
+    assert f"= {name}" not in show(program)
+    assert all(word in show(program) for word in plain)
+    assert torch.equal(program.graph_module(A, B), function(A, B))
+    assert not canonicalize(program)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, y: torch.slice_scatter(x, y[:, :2], 1, 0, 2),
+        lambda x, y: torch.slice_scatter(
+            torch.slice_scatter(x, y[:, :2], 1, 0, 2), y[:, 1:], 1, 1, 3
+        ),
+        lambda x, y: torch.slice_scatter(x, y[:, :2], 1, 0, 3, 2),
+    ],
+    ids=["part", "overlap", "steps"],
+)
+def test_slices_that_are_no_whole_stay(function: Callable[..., Tensor]) -> None:
+    program = graph_of(function, A, B)
+    canonicalize(program)
+    assert "slice_scatter" in show(program)
+    assert torch.equal(program.graph_module(A, B), function(A, B))
