@@ -17,6 +17,7 @@ from fgcompile.capture import capture
 from fgcompile.checkpoint import MANIFEST, save_module
 from fgcompile.errors import ExportError, VerifyError
 from fgcompile.gates import find_container, gates, remove_gates
+from fgcompile.gates.status import check_ran
 from fgcompile.passes.base import run_passes, run_until_stable
 from fgcompile.passes.canonicalize import canonicalize
 from fgcompile.passes.eliminate_dead_branches import eliminate_dead_branches
@@ -185,9 +186,10 @@ def lower(
         The lowered model, callable like `model`, with a report.
 
     Raises:
-        FgcompileError: A leaf says what: CaptureError for models that cannot be
-            traced, VerifyError for weights with NaN or a result that differs,
-            ExportError for an unknown target or a path that cannot be written.
+        FgcompileError: A leaf says what: GateError for gates whose penalty never ran
+            though they were trained, CaptureError for models that cannot be traced,
+            VerifyError for weights with NaN or a result that differs, ExportError for
+            an unknown target or a path that cannot be written.
     """
     if target not in get_args(Target):
         raise ExportError(
@@ -198,6 +200,8 @@ def lower(
     _check_options(target, quantization, cache)
     if path is not None and target != "module":
         _destination(target, Path(path))
+    if (container := find_container(model)) is not None:
+        check_ran(container)
     program = capture(model, _inputs_of(model, example_inputs))
     _check_weights(program)
     if target == "module":
@@ -211,7 +215,7 @@ def lower(
     else:
         quantize = quantization is not None
         result = _lower_to_file(program, target, verify, opset, quantize)
-    if find_container(model) is not None:
+    if container is not None:
         result._closed = {name: ~gate.open for name, gate in gates(model).items()}
     if path is not None:
         _save_or_discard(result, path)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from fgcompile.errors import GateError
 from fgcompile.gates.access import container_of
 from fgcompile.gates.container import GateContainer
 from fgcompile.gates.gate import Gate
@@ -101,24 +102,51 @@ def limits_of(container: GateContainer) -> tuple[dict[str, float], dict[str, flo
     return target, dict(zip(objective.costs, objective.goal, strict=True))
 
 
-def _problems(container: GateContainer, found: dict[str, Any]) -> list[str]:
-    forwards, problems = found["forwards"], []
+def check_ran(container: GateContainer) -> None:
+    """Raises where gates were trained in vain, and nothing else closed any.
+
+    Raises:
+        GateError: If there were training forwards, but the penalty never ran or no
+            optimizer step moved a gate, and the user closed no unit.
+    """
+    forwards = int(container.forwards)
     trains = container.config.resolved_objective != "none"
-    if trains and forwards and not found["penalties"]:
+    closed = any(bool(gate.closed.any()) for gate in container.each())
+    if not trains or not forwards or closed:
+        return
+    what = _never_ran(int(container.penalties), int(container.updates), forwards)
+    if what:
+        raise GateError(
+            f"{what[0]}\n  Train again; or close units by hand; or, to lower the dense "
+            "model, take the gates off with fgcompile.remove_gates(model)."
+        )
+
+
+def _never_ran(penalties: int, steps: int, forwards: int) -> list[str]:
+    problems = []
+    if not penalties:
         problems.append(
             f"the sparsity penalty never ran in {forwards} training forwards: the "
             "model returns no loss; add fgcompile.penalty(model) to yours"
         )
+    if not steps:
+        problems.append(
+            f"no gate moved in {forwards} training forwards: create the optimizer "
+            "after insert_gates, from all parameters of the model"
+        )
+    return problems
+
+
+def _problems(container: GateContainer, found: dict[str, Any]) -> list[str]:
+    forwards, problems = found["forwards"], []
+    trains = container.config.resolved_objective != "none"
+    if trains and forwards:
+        problems += _never_ran(found["penalties"], found["steps"], forwards)
     if trains and forwards and found["penalties"] >= 2 * forwards:
         problems.append(
             f"the sparsity penalty ran {found['penalties']} times in {forwards} "
             "training forwards: the loss of the model has it already, so do not add "
             "fgcompile.penalty(model) to it"
-        )
-    if trains and forwards and not found["steps"]:
-        problems.append(
-            f"no gate moved in {forwards} training forwards: create the optimizer "
-            "after insert_gates, from all parameters of the model"
         )
     for what, gap in found["gap"].items():
         if gap > TOLERANCE:
