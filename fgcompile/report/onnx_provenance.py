@@ -45,6 +45,8 @@ def described(
     classes = _list(metadata.get(_CLASSES, "")) or [""]
     module = path[-1] if path else ""
     op = f"{proto.domain}::{proto.op_type}" if _foreign(proto) else proto.op_type
+    if op == "Sum" and len(operands) == 2:
+        op = "Add"  # another name for it
     return Node(
         op=op,
         operands=operands,

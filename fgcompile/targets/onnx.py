@@ -92,6 +92,7 @@ def settle_views(exported: torch.export.ExportedProgram) -> None:
 def save_onnx(converted: Any, path: Path) -> None:
     """Writes what torch.onnx made, in one file if protobuf can hold it."""
     _rename_inner_values(converted.model.graph)
+    _keep_norms_apart(converted.model.graph)
     stored = converted.model.graph.initializers.values()
     size = sum(value.const_value.nbytes for value in stored)
     converted.save(str(path), external_data=size > _SINGLE_FILE_LIMIT)
@@ -110,6 +111,20 @@ def _rename_inner_values(graph: Any) -> None:
             numbers = (f"{value.name}_{number}" for number in itertools.count(1))
             value.name = next(name for name in numbers if name not in taken)
             taken.add(value.name)
+
+
+def _keep_norms_apart(graph: Any) -> None:
+    """Writes the sum that a LayerNormalization reads as `Sum` instead of `Add`.
+
+    The same function, which onnxruntime does not fuse: its CPU kernel for both at once
+    takes several times as long as the two. That was an eighth of the time of a pruned
+    MiniLM (onnxruntime 1.31, 128 tokens, one thread).
+    """
+    for node in graph.all_nodes():
+        if node.op_type == "LayerNormalization" and node.inputs[0] is not None:
+            producer = node.inputs[0].producer()
+            if producer is not None and producer.op_type == "Add":
+                producer.op_type = "Sum"
 
 
 def read_onnx(file: Path) -> Any:

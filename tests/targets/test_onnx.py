@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from fgcompile import lower
+from fgcompile import diff, lower
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -58,3 +60,37 @@ def test_output_may_be_called_as_an_operator_calls_its_result() -> None:
     model = NamedAsAnOperator().eval()
     lowered = lower(model, "onnx", example_inputs=(ids,))
     torch.testing.assert_close(lowered(ids)["embedding"], model(ids)["embedding"])
+
+
+class NormOfSum(nn.Module):
+    """The end of a block as BERT has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.norm = nn.Linear(8, 8), nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.up(x) + x)
+
+
+def test_onnxruntime_keeps_sums_and_norms_apart(tmp_path: Path) -> None:
+    # Its CPU kernel for both at once is slower than the two.
+    import onnxruntime
+
+    inputs: Any = (torch.randn(2, 5, 8),)
+    file = lower(NormOfSum().eval(), "onnx", example_inputs=inputs).save(tmp_path)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    kinds = {n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node}
+    assert kinds >= {"LayerNormalization", "Sum"}
+
+
+def test_reports_know_that_a_sum_of_two_is_an_addition() -> None:
+    inputs: Any = (torch.randn(2, 5, 8),)
+    model = lower(NormOfSum().eval(), "onnx", example_inputs=inputs).model
+    other = copy.deepcopy(model)
+    (node,) = [n for n in other.graph.node if n.op_type == "Sum"]
+    node.op_type = "Add"
+    assert diff(other, model).same
