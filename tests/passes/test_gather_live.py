@@ -18,7 +18,7 @@ X = torch.linspace(-1, 1, 16).view(2, 8)
 class Readers(nn.Module):
     """Two matrices that read one stream, which the output shows whole."""
 
-    def __init__(self, outputs: int = 256) -> None:
+    def __init__(self, outputs: int = 512) -> None:
         super().__init__()
         self.first = nn.Linear(8, outputs, bias=False)
         self.second = nn.Linear(8, outputs, bias=False)
@@ -31,7 +31,7 @@ class Readers(nn.Module):
 class Writer(nn.Module):
     """A matrix that adds to a stream."""
 
-    def __init__(self, inputs: int = 1024) -> None:
+    def __init__(self, inputs: int = 2048) -> None:
         super().__init__()
         self.up, self.down = nn.Linear(8, inputs), nn.Linear(inputs, 8)
 
@@ -51,11 +51,11 @@ before
 x: [s0 8 float64] = input
 sin: [s0 8 float64] = sin(x)
 sum_1: [s0 1 float64] = sum(sin, [-1], True)
-linear: [s0 256 float64] = linear(sin, first.weight)
-relu: [s0 256 float64] = relu(linear)
-linear_1: [s0 256 float64] = linear(sin, second.weight)
-mul: [s0 256 float64] = mul(relu, linear_1)
-add: [s0 256 float64] = add(sum_1, mul)
+linear: [s0 512 float64] = linear(sin, first.weight)
+relu: [s0 512 float64] = relu(linear)
+linear_1: [s0 512 float64] = linear(sin, second.weight)
+mul: [s0 512 float64] = mul(relu, linear_1)
+add: [s0 512 float64] = add(sum_1, mul)
 return add
 
 after
@@ -63,11 +63,11 @@ x: [s0 8 float64] = input
 sin: [s0 8 float64] = sin(x)
 sum_1: [s0 1 float64] = sum(sin, [-1], True)
 index_select_default: [s0 5 float64] = index_select(sin, -1, live_0)
-linear: [s0 256 float64] = linear(index_select_default, first.weight)
-relu: [s0 256 float64] = relu(linear)
-linear_1: [s0 256 float64] = linear(index_select_default, second.weight)
-mul: [s0 256 float64] = mul(relu, linear_1)
-add: [s0 256 float64] = add(sum_1, mul)
+linear: [s0 512 float64] = linear(index_select_default, first.weight)
+relu: [s0 512 float64] = relu(linear)
+linear_1: [s0 512 float64] = linear(index_select_default, second.weight)
+mul: [s0 512 float64] = mul(relu, linear_1)
+add: [s0 512 float64] = add(sum_1, mul)
 return add
 """,
     )
@@ -75,25 +75,25 @@ return add
 
 
 def test_readers_that_differ_gather_for_themselves() -> None:
-    model = Readers(1024)
+    model = Readers(2048)
     zero(model.first.weight, 1, 4, dim=1)
     zero(model.second.weight, 0, 2, 5, dim=1)
     program = program_of(model, X)
     assert gather_live(program)
-    assert shapes(program)["first.weight"] == [1024, 6]
-    assert shapes(program)["second.weight"] == [1024, 5]
+    assert shapes(program)["first.weight"] == [2048, 6]
+    assert shapes(program)["second.weight"] == [2048, 5]
     select = torch.ops.aten.index_select.default
     assert len(program.graph.find_nodes(op="call_function", target=select)) == 2
 
 
 def test_one_gather_for_all_may_pay_where_one_for_each_does_not() -> None:
-    model = Readers(256)
+    model = Readers(512)
     zero(model.first.weight, 1, 4, 5, 7, dim=1)
     zero(model.second.weight, 1, 4, 5, dim=1)
     program = program_of(model, X)
     assert gather_live(program)
-    assert shapes(program)["first.weight"] == [256, 5]
-    assert shapes(program)["second.weight"] == [256, 5]
+    assert shapes(program)["first.weight"] == [512, 5]
+    assert shapes(program)["second.weight"] == [512, 5]
 
 
 def test_zero_rows_go_with_a_scatter() -> None:
@@ -106,16 +106,16 @@ def test_zero_rows_go_with_a_scatter() -> None:
         """\
 before
 x: [s0 8 float64] = input
-linear: [s0 1024 float64] = linear(x, up.weight, up.bias)
-relu: [s0 1024 float64] = relu(linear)
+linear: [s0 2048 float64] = linear(x, up.weight, up.bias)
+relu: [s0 2048 float64] = relu(linear)
 linear_1: [s0 8 float64] = linear(relu, down.weight, down.bias)
 add: [s0 8 float64] = add(x, linear_1)
 return add
 
 after
 x: [s0 8 float64] = input
-linear: [s0 1024 float64] = linear(x, up.weight, up.bias)
-relu: [s0 1024 float64] = relu(linear)
+linear: [s0 2048 float64] = linear(x, up.weight, up.bias)
+relu: [s0 2048 float64] = relu(linear)
 linear_default: [s0 4 float64] = linear(relu, down.weight, down.bias)
 constant_pad_nd_default: [s0 5 float64] = constant_pad_nd(linear_default, [0, 1])
 index_select_default: [s0 8 float64] = index_select(constant_pad_nd_default, -1, places_0)
@@ -151,14 +151,14 @@ def test_weight_with_two_readers_stays() -> None:
 
 def test_matrix_of_zeros_keeps_its_shape() -> None:
     model = Readers()
-    zero(model.first.weight, *range(256))
+    zero(model.first.weight, *range(512))
     program = program_of(model, X)
     gather_live(program)
-    assert shapes(program)["first.weight"] == [256, 8]
+    assert shapes(program)["first.weight"] == [512, 8]
 
 
 def test_uncoupled_gates_are_lowered_with_gathers_and_scatters() -> None:
-    sizes = {"hidden_size": 96, "intermediate_size": 4096, "num_attention_heads": 2}
+    sizes = {"hidden_size": 96, "intermediate_size": 8192, "num_attention_heads": 2}
     model: Any = bert(num_hidden_layers=1, **sizes).eval()
     insert_gates(model, config=GateConfig(coupling="none", noise=0.0))
     generator = torch.Generator().manual_seed(0)
