@@ -6,6 +6,8 @@ Needs the extra `onnx`: `pip install fgcompile[onnx]`.
 from __future__ import annotations
 
 import itertools
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,10 @@ _VIEWS = (aten.reshape.default, aten.view.default)
 
 OPSET = 20
 """What onnxruntime's CPU kernels know best; 23 and later have `Attention`."""
+
+_TRACE = "pkg.torch.onnx.stack_trace"
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 _SINGLE_FILE_LIMIT = 2_000_000_000
 """Protobuf refuses files of 2 GiB; above this, weights go into a file beside."""
@@ -93,6 +99,7 @@ def save_onnx(converted: Any, path: Path) -> None:
     """Writes what torch.onnx made, in one file if protobuf can hold it."""
     _rename_inner_values(converted.model.graph)
     _keep_norms_apart(converted.model.graph)
+    _shorten_traces(converted.model.graph)
     stored = converted.model.graph.initializers.values()
     size = sum(value.const_value.nbytes for value in stored)
     converted.save(str(path), external_data=size > _SINGLE_FILE_LIMIT)
@@ -125,6 +132,20 @@ def _keep_norms_apart(graph: Any) -> None:
             producer = node.inputs[0].producer()
             if producer is not None and producer.op_type == "Add":
                 producer.op_type = "Sum"
+
+
+def _shorten_traces(graph: Any) -> None:
+    """Leaves the model's line that called each operator: no folders of this machine.
+
+    A whole stack for every node can be larger than a small model.
+    """
+    for node in graph.all_nodes():
+        frames = _FRAME.findall(node.metadata_props.get(_TRACE, ""))
+        own = [frame for frame in frames if not frame[0].startswith(_TORCH)]
+        if frames:
+            file, line = (own or frames)[-1]
+            name = re.split(r"[/\\]", file)[-1]
+            node.metadata_props[_TRACE] = f'File "{name}", line {line}'
 
 
 def read_onnx(file: Path) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from fgcompile import diff, lower
+from fgcompile.report import summarize
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -94,3 +95,11 @@ def test_reports_know_that_a_sum_of_two_is_an_addition() -> None:
     (node,) = [n for n in other.graph.node if n.op_type == "Sum"]
     node.op_type = "Add"
     assert diff(other, model).same
+
+
+def test_files_name_lines_but_no_folders_of_the_machine(tmp_path: Path) -> None:
+    inputs: Any = (torch.randn(2, 5, 8),)
+    file = lower(NormOfSum().eval(), "onnx", example_inputs=inputs).save(tmp_path)
+    assert str(Path(__file__).parent).encode() not in file.read_bytes()
+    lines = {node.line.partition(":")[0] for node in summarize(file).nodes}
+    assert lines == {Path(__file__).name}
