@@ -34,6 +34,7 @@ class Program:
         output_names: One name per flattened output.
         kept: For each parameter that lost units, the original indices that are left
             along each dim that shrank.
+        optional: Inputs that are zeros of the first input's shape unless given.
     """
 
     graph_module: GraphModule
@@ -42,6 +43,7 @@ class Program:
     aliases: dict[str, str] = field(default_factory=dict)
     output_names: list[str] = field(default_factory=list)
     kept: dict[str, dict[int, torch.Tensor]] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
 
     @property
     def graph(self) -> Graph:
@@ -70,6 +72,16 @@ class Program:
             CaptureError: If an input is missing or unknown, or a size or a constant
                 differs from what capture had to fix.
         """
+        ordered = self.bind(args, kwargs)
+        self._check(pytree.tree_leaves(list(ordered.values())))
+        return self.graph_module(**ordered)
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """All inputs by name, in the order of `inputs`.
+
+        Raises:
+            CaptureError: If an input is missing or unknown.
+        """
         given = dict(zip(self.inputs, args, strict=False)) | {
             name: value
             for name, value in kwargs.items()
@@ -80,6 +92,10 @@ class Program:
             for name, value in self.inputs.items()
             if not _holds_tensors(value)
         }
+        first = next(iter(given.values()), None)
+        if isinstance(first, torch.Tensor):
+            absent = [name for name in self.optional if name not in given]
+            fixed |= {name: torch.zeros_like(first) for name in absent}
         if (
             len(args) > len(self.inputs)
             or not given.keys() <= self.inputs.keys() <= given.keys() | fixed.keys()
@@ -89,9 +105,7 @@ class Program:
                 f"{len(args)} positional and {sorted(kwargs)}\n"
                 "  Capture again with the inputs that you want to call it with."
             )
-        ordered = {name: {**fixed, **given}[name] for name in self.inputs}
-        self._check(pytree.tree_leaves(list(ordered.values())))
-        return self.graph_module(**ordered)
+        return {name: {**fixed, **given}[name] for name in self.inputs}
 
     def parameter(self, node: Node) -> torch.Tensor:
         """The tensor behind a `get_attr` node."""

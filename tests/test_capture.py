@@ -401,6 +401,7 @@ def test_default_inputs_have_the_asked_size_and_are_deterministic() -> None:
     assert {name: value.shape for name, value in inputs.items()} == {
         "input_ids": (3, 5),
         "attention_mask": (3, 5),
+        "token_type_ids": (3, 5),
     }
     assert torch.equal(inputs["input_ids"], default_inputs(model, 3, 5)["input_ids"])
 
@@ -538,3 +539,23 @@ cannot make up inputs ['bbox'] for BertModel
         )
     finally:
         type(model).main_input_name = old
+
+
+def test_token_types_are_an_input_that_may_be_left_out() -> None:
+    model: Any = entry("bert").build()
+    program = capture(model)
+    assert program.input_names == ["input_ids", "attention_mask", "token_type_ids"]
+    ids = torch.tensor([[5, 6, 7, 8], [9, 9, 1, 2]])
+    types = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1]])
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        for kwargs in ({}, {"token_type_ids": types}):
+            want = model(ids, mask, **kwargs).last_hidden_state
+            got = program(ids, mask, **kwargs).last_hidden_state
+            torch.testing.assert_close(got, want)
+
+
+def test_model_of_one_token_type_does_not_ask_for_it() -> None:
+    model: Any = entry("bert").build()
+    model.config.type_vocab_size = 1
+    assert "token_type_ids" not in default_inputs(model)

@@ -65,7 +65,10 @@ _FEATURE_SIZES = (
     "feature_size",
     "feature_projection_input_dim",
 )
-_TOKENS = ("input_ids", "attention_mask", "decoder_input_ids")
+OPTIONAL = ("token_type_ids",)
+"""Inputs that are zeros to a model that is not given them."""
+
+_TOKENS = ("input_ids", "attention_mask", *OPTIONAL, "decoder_input_ids")
 
 
 def _wanted(model: Any, arguments: set[str]) -> list[str]:
@@ -76,6 +79,9 @@ def _wanted(model: Any, arguments: set[str]) -> list[str]:
         names = ["input_ids", "pixel_values"]
     if "input_ids" in names and "attention_mask" in arguments:
         names.insert(names.index("input_ids") + 1, "attention_mask")
+    segments = getattr(model.config, "type_vocab_size", 0) or 0
+    if "input_ids" in names and segments > 1 and "token_type_ids" in arguments:
+        names.append("token_type_ids")
     encodes = getattr(model.config, "is_encoder_decoder", False)
     if encodes and "decoder_input_ids" in arguments:
         names.append("decoder_input_ids")
@@ -99,6 +105,7 @@ class _Maker:
         self.shapes: dict[str, Callable[[], Iterator[Shape]]] = {
             "input_ids": self._tokens,
             "attention_mask": self._tokens,
+            "token_type_ids": self._tokens,
             "decoder_input_ids": self._decoder_tokens,
             "pixel_values": self._images,
             "input_features": self._spectrograms,
@@ -109,7 +116,8 @@ class _Maker:
         if name == "attention_mask":
             return torch.ones(shape, dtype=torch.long, device=self.device)
         if name in _TOKENS:
-            low, high = self._vocabulary()
+            segments = (0, int(self.fact("type_vocab_size") or 2))
+            low, high = segments if name in OPTIONAL else self._vocabulary()
             ids = torch.randint(low, high, shape, generator=self.generator)
             return ids.to(self.device)
         values = torch.randn(shape, generator=self.generator)

@@ -19,6 +19,7 @@ from fgcompile.capture.binding import bind_inputs
 from fgcompile.capture.evaluation import evaluate, remove_unread_updates
 from fgcompile.capture.export import export
 from fgcompile.capture.functional import functionalize
+from fgcompile.capture.inputs import OPTIONAL
 from fgcompile.capture.names import output_names
 from fgcompile.capture.simplify import simplify
 from fgcompile.capture.state import silence
@@ -139,7 +140,9 @@ def _finish(graph_module: GraphModule, inputs: dict[str, Any], model: Any) -> Pr
     aliases = merge_tied_tensors(graph_module, model)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
-    return Program(graph_module, inputs, model, aliases, _output_names(graph_module))
+    names = _output_names(graph_module)
+    optional = tuple(name for name in OPTIONAL if name in inputs)
+    return Program(graph_module, inputs, model, aliases, names, optional=optional)
 
 
 def _output_names(graph_module: GraphModule) -> list[str]:

@@ -25,7 +25,7 @@ def feed_of(
         kwargs: Keyword arguments.
         wanted: Input names of the file.
     """
-    given = dict(zip(program.inputs, args, strict=False)) | kwargs
+    given = program.bind(args, kwargs)
     leaves = pytree.tree_leaves([given[name] for name in program.inputs])
     return {
         name: leaf.detach().cpu().numpy()
