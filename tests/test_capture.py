@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import operator
 import re
@@ -539,6 +540,24 @@ cannot make up inputs ['bbox'] for BertModel
         )
     finally:
         type(model).main_input_name = old
+
+
+@functools.lru_cache
+def remembered(length: int) -> Tensor:
+    return torch.arange(length).float()
+
+
+class Remembering(nn.Module):
+    """A table that is made once for each length."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * remembered(3)
+
+
+def test_model_that_remembers_tensors_runs_after_capture() -> None:
+    model, x = Remembering(), torch.ones(2, 3)
+    capture(model, (x,))
+    assert torch.equal(model(x), torch.tensor([[0.0, 1.0, 2.0]] * 2))
 
 
 def test_token_types_are_an_input_that_may_be_left_out() -> None:

@@ -160,7 +160,8 @@ def _add_slots(flow: Flow, step: Align, position: int, index: int) -> None:
             step.slots.append(slot)
             continue
         text = f"{_name(step.node)} mixes its positions"
-        flow.reasons.append(Reason(text, step.node))
+        hint = "Positions, and what slides over them, stay as many as they are."
+        flow.reasons.append(Reason(text, step.node, hint=hint))
         flow.units.pin(plane, len(flow.reasons) - 1)
 
 
@@ -175,10 +176,16 @@ def _pin_factors(flow: Flow, step: Align) -> None:
     for axis, text in step.pinned.items():
         slots = [s for s in step.slots if axis in s.axes]
         if slots:
-            flow.reasons.append(Reason(text, step.node))
+            flow.reasons.append(Reason(text, step.node, hint=_hint(step)))
         for slot in slots:
             plane = flow.values[slot.value].planes[slot.plane]
             flow.units.pin(plane, len(flow.reasons) - 1)
+
+
+def _hint(step: Align) -> str:
+    if step.rule.kind == "lookup":
+        return "Any of its rows may be asked for."
+    return "If one unit went, what the operator makes of the others would change."
 
 
 def _slot(

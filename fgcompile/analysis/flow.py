@@ -74,7 +74,8 @@ def _output(flow: Flow, node: Node) -> None:
     operands = tuple(
         v for n in node.all_input_nodes if (v := flow.value_of(n)) is not None
     )
-    reason = Reason("it is an output of the model", node)
+    hint = "Callers see its width; a unit that is constant goes and is put back."
+    reason = Reason("it is an output of the model", node, hint=hint)
     _pin(flow, node, operands, reason)
 
 
@@ -125,7 +126,8 @@ def _pin_rest(flow: Flow, node: Node, operands: tuple[int, ...]) -> None:
     """Operands that no step describes, such as an index that is data, stay whole."""
     if not operands:
         return
-    flow.reasons.append(Reason(f"{node.target} reads it as data", node))
+    hint = "Its values choose elements of something else, or how it is computed."
+    flow.reasons.append(Reason(f"{node.target} reads it as data", node, hint=hint))
     for index in operands:
         for plane in flow.values[index].planes:
             flow.units.pin(plane, len(flow.reasons) - 1)
@@ -224,7 +226,8 @@ def _moved(flow: Flow, node: Node, plane: Array) -> list[Array] | None:
     try:
         return [_never_empty(m.numpy()) for m in move(node, positions)]
     except ImmovableError as error:
-        flow.reasons.append(Reason(f"{error} ({node.target})", node))
+        hint = "Its units could be followed if it moved them by fixed amounts only."
+        flow.reasons.append(Reason(f"{error} ({node.target})", node, hint=hint))
         flow.units.pin(plane, len(flow.reasons) - 1)
         return None
 
@@ -242,10 +245,17 @@ def _output_shapes(node: Node) -> list[tuple[int, ...]]:
 
 def _unknown(flow: Flow, node: Node, operands: tuple[int, ...], text: str) -> None:
     name = str(node.target)
-    remedy = f"Register a rule: @dim_rule({name!r})."
+    remedy = f"Register a rule: @dim_rule({_called(node)})."
     if is_movement(node) or "no dimension rule" not in text:
         text, remedy = f"{text} ({name})", ""
     _pin(flow, node, operands, Reason(text, node, remedy))
+
+
+def _called(node: Node) -> str:
+    """How code names the operator that a node calls."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return f"torch.ops.{node.target}"
+    return repr(str(node.target))
 
 
 def _pin(flow: Flow, node: Node, operands: tuple[int, ...], reason: Reason) -> None:

@@ -162,11 +162,16 @@ Step = Align | Move | Pin
 
 @dataclass(frozen=True)
 class Reason:
-    """Why units may not shrink: at which node, and what would free them."""
+    """Why units may not shrink: at which node, and what would free them.
+
+    `remedy` is what a user can do about an operator that is not known; `hint` says of
+    one that is, what about it keeps the units.
+    """
 
     text: str
     node: Node
     remedy: str = ""
+    hint: str = ""
 
 
 @dataclass

@@ -120,8 +120,8 @@ def _explained(group: CoupledGroup) -> Iterator[str]:
             yield reason
             continue
         yield f"  because {describe(reason)}"
-        if reason.remedy:
-            yield f"    {reason.remedy}"
+        if reason.remedy or reason.hint:
+            yield f"    {reason.remedy or reason.hint}"
     if not group.reasons:
         yield (
             f"  each unit saves {_span(group.parameters.tolist())} parameters, "

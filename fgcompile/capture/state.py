@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
+from types import CellType
 from typing import Any
 
 import torch
@@ -18,12 +21,14 @@ def tracing_state(model: nn.Module) -> Iterator[None]:
     """Eval mode, no caches, no fused fast paths, no gradients and no log noise.
 
     Training flags, configurations and logging are as before afterwards, whether or
-    not the body raised.
+    not the body raised; functions of the model that remember results forget them, since
+    these may be traced tensors.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(_eval_mode(model))
         stack.enter_context(_no_caches(model))
         stack.enter_context(_no_fast_path())
+        stack.callback(_forget_results, model)
         stack.enter_context(silence())
         stack.enter_context(torch.no_grad())
         yield
@@ -64,6 +69,29 @@ def _no_fast_path() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def _forget_results(model: nn.Module) -> None:
+    """Clears every `functools.lru_cache` in the code of the model's classes."""
+    classes = {base for m in model.modules() for base in type(m).__mro__}
+    own = [c for c in classes if not c.__module__.startswith(("torch.", "builtins"))]
+    modules = {sys.modules[c.__module__] for c in own if c.__module__ in sys.modules}
+    for namespace in (*own, *modules):
+        for value in list(vars(namespace).values()):
+            cells = getattr(value, "__closure__", None) or ()
+            for cached in (value, *(_content(cell) for cell in cells)):
+                if isinstance(cached, _CACHED):
+                    cached.cache_clear()
+
+
+_CACHED = type(functools.lru_cache(lambda: None))
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # nothing was put in yet
+        return None
 
 
 @contextlib.contextmanager

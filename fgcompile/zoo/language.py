@@ -138,6 +138,16 @@ MODERN = {**SIZES, "local_attention": 4, "cls_token_id": 1, "sep_token_id": 2}
 add("modernbert", "ModernBertModel", MODERN)
 add("modernbert:eager", "ModernBertForMaskedLM", MODERN, **EAGER)
 
+add("xlm", "XLMModel", {"emb_dim": 32, "n_layers": 2, "n_heads": 4, "n_words": 128})
+LATENT = {
+    **{**EXPERTS, "num_attention_heads": 4, "moe_intermediate_size": 16},
+    **{"q_lora_rank": 16, "kv_lora_rank": 16, "head_dim": 4},
+    **{"qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8},
+    **{"n_routed_experts": 4, "n_group": 2, "topk_group": 1},
+}
+add("deepseek_v3", "DeepseekV3ForCausalLM", LATENT, first_k_dense_replace=1)
+add("gpt_oss", "GptOssForCausalLM", EXPERTS, head_dim=8, **WINDOWS)
+
 add("mpnet", "MPNetModel", SIZES, unseen=True)
 add("xlm-roberta", "XLMRobertaModel", SIZES, unseen=True)
 add("gemma", "GemmaForCausalLM", GROUPED, unseen=True, head_dim=8)

@@ -56,6 +56,9 @@ add("dinov2", "Dinov2Model", VISION)
 add("clip", "CLIPModel", TOWERS)
 add("whisper", "WhisperForConditionalGeneration", WHISPER)
 
+add("dinov3", "DINOv3ViTModel", VISION, num_register_tokens=2)
+add("swinv2", "Swinv2Model", SWIN)
+
 add("siglip", "SiglipModel", TOWERS, unseen=True)
 add("deit", "DeiTModel", VISION, unseen=True)
 CONVNEXT = {**STAGES, "image_size": 32, "num_labels": 3}

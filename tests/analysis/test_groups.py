@@ -257,8 +257,15 @@ class Odd(nn.Module):
 def test_explanation_says_which_rule_would_free_the_units() -> None:
     text = analyze(Odd(), (torch.randn(2, 4, 4),)).explain("up.weight:0")
     assert "no dimension rule for aten.linalg_matrix_exp at %linalg_matrix_exp" in text
-    assert "@dim_rule('aten.linalg_matrix_exp.default')" in text
+    assert "@dim_rule(torch.ops.aten.linalg_matrix_exp.default)" in text
     assert "test_groups.py:" in text
+
+
+def test_explanation_says_what_about_a_known_operator_keeps_the_units() -> None:
+    text = analysis_of("bert").explain("embeddings.word_embeddings.weight:0")
+    why, hint = text.splitlines()[1:3]
+    assert why.startswith("  because its index is data (embedding) at %embedding, ")
+    assert hint == "    Any of its rows may be asked for."
 
 
 def test_explanation_of_a_free_group_lists_cost_and_members() -> None:
