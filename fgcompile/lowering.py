@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,16 +17,9 @@ from fgcompile.checkpoint import MANIFEST, save_module
 from fgcompile.errors import ExportError, VerifyError
 from fgcompile.gates import find_container, gates, remove_gates
 from fgcompile.gates.status import check_ran
-from fgcompile.passes.base import run_passes, run_until_stable
-from fgcompile.passes.canonicalize import canonicalize
-from fgcompile.passes.eliminate_dead_branches import eliminate_dead_branches
 from fgcompile.passes.eliminate_dead_code import eliminate_dead_code
-from fgcompile.passes.eliminate_dead_dims import eliminate_dead_dims
-from fgcompile.passes.fold_constants import fold_constants
-from fgcompile.passes.fold_gates import GATE, fold_gates
-from fgcompile.passes.gather_live import gather_live
-from fgcompile.passes.merge_low_rank import merge_low_rank
-from fgcompile.passes.propagate_constants import propagate_constants
+from fgcompile.passes.fold_gates import GATE
+from fgcompile.passes.pipeline import eliminate
 from fgcompile.program import Program
 from fgcompile.report import GraphDiff, Verification
 from fgcompile.report.lowering import lowering_report
@@ -46,8 +38,6 @@ from fgcompile.targets.module import LoweredModule, lower_to_module
 from fgcompile.targets.onnx import OPSET
 from fgcompile.targets.verify import Comparison, verify_equal
 
-logger = logging.getLogger(__name__)
-
 Target = Literal["fx", "module", "onnx", "openvino"]
 
 _SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
@@ -55,17 +45,6 @@ _CACHED = ("head", "qk", "vo")
 """Kinds of groups whose sizes a key-value cache has."""
 
 _RUNTIMES = {"onnx": "onnxruntime", "openvino": "OpenVINO"}
-
-PREPARE = (canonicalize, fold_constants, merge_low_rank, eliminate_dead_code)
-ELIMINATE = (
-    # Dead branches first: what is left of a block whose every unit is dead would
-    # otherwise keep one unit of each kind.
-    eliminate_dead_branches,
-    propagate_constants,
-    eliminate_dead_dims,
-    eliminate_dead_code,
-)
-FINISH = (fold_gates, fold_constants, eliminate_dead_code)
 
 
 @dataclass
@@ -200,7 +179,8 @@ def lower(
     _check_options(target, quantization, cache)
     if path is not None and target != "module":
         _destination(target, Path(path))
-    if (container := find_container(model)) is not None:
+    container = find_container(model) if isinstance(model, nn.Module) else None
+    if container is not None:
         check_ran(container)
     program = capture(model, _inputs_of(model, example_inputs))
     _check_weights(program)
@@ -234,17 +214,6 @@ def _check_options(target: Target, quantization: str | None, cache: bool) -> Non
                 f"{name}={asked!r} is for ONNX files, not for target {target!r}\n"
                 f'  Lower to "onnx", or without {name}.'
             )
-
-
-def eliminate(program: Program) -> Program:
-    """A copy of `program` without dead dims, branches and gates."""
-    lowered = program.copy()
-    run_passes(lowered, PREPARE)
-    run_until_stable(lowered, ELIMINATE)
-    run_passes(lowered, FINISH)
-    run_until_stable(lowered, ELIMINATE)
-    run_passes(lowered, (gather_live,))
-    return lowered
 
 
 def _title(program: Program) -> str:

@@ -166,7 +166,8 @@ def test_unknown_target(tmp_path: Path) -> None:
     target: Any = "tflite"
     assert refused(ExportError, lambda: lower(mlp(), target, tmp_path / "out")) == (
         "unknown target 'tflite'\n"
-        '  Targets are "fx" (GraphModule) and "onnx" (file for onnxruntime).'
+        '  Targets are "fx" (GraphModule), "module" (same class), "onnx" (file for '
+        'onnxruntime) and "openvino".'
     )
     assert not listing(tmp_path)
 
@@ -255,10 +256,10 @@ def test_file_that_computes_something_else_is_not_kept(
 ) -> None:
     target = tmp_path / "out"
     before = written(target)
-    monkeypatch.setattr("fgcompile.lowering.OnnxModel", Wrong)
+    monkeypatch.setattr("fgcompile.targets.forms.OnnxModel", Wrong)
     message = refused(VerifyError, lambda: lower(gated(), "onnx", target))
     first, where, remedy = message.split("\n")
-    pattern = r"output \w+ of the ONNX file in onnxruntime differs by 1, "
+    pattern = r"output \w+ of the file in onnxruntime differs by 1, "
     assert re.match(pattern, first)
     assert where == "  at inputs {'input': [2, 4]}"
     assert remedy.startswith("  Nothing was written. This is a bug in fgcompile")
@@ -267,21 +268,23 @@ def test_file_that_computes_something_else_is_not_kept(
     assert sorted(tmp_path.iterdir()) == [target, scratch]
 
 
-@pytest.mark.parametrize("what", ["copy_onnx", "export_program"])
+@pytest.mark.parametrize(
+    "what", ["targets.artifact.copy_onnx", "lowering.save_program"]
+)
 def test_earlier_file_survives_a_failure_of_the_disk(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target: Any = "onnx" if what == "copy_onnx" else "fx"
+    target: Any = "onnx" if what.endswith("onnx") else "fx"
     lower(gated(), target, tmp_path)
     before = listing(tmp_path)
     again = lower(gated(), target)
 
     def full(*args: Any) -> None:
-        if what == "copy_onnx":
+        if target == "onnx":
             args[1].write_bytes(b"half of a mod")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(f"fgcompile.lowering.{what}", full)
+    monkeypatch.setattr(f"fgcompile.{what}", full)
     assert refused(ExportError, lambda: again.save(tmp_path)) == (
         f"cannot write to {tmp_path}: No space left on device\n"
         "  Nothing was changed there. Choose a folder that you may write to."

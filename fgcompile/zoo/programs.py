@@ -31,8 +31,9 @@ from fgcompile.errors import FgcompileError, GateError
 from fgcompile.gates import GateConfig, gates
 from fgcompile.gates.attach import attach
 from fgcompile.gates.placement import gate_specs
-from fgcompile.lowering import eliminate, lower
+from fgcompile.lowering import lower
 from fgcompile.passes.base import parameter_count
+from fgcompile.passes.pipeline import eliminate
 from fgcompile.printer import show
 from fgcompile.program import Program
 from fgcompile.zoo import random_blocks as random_blocks

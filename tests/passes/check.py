@@ -11,8 +11,8 @@ from torch.utils import _pytree as pytree
 
 from fgcompile import GateConfig, gates, insert_gates
 from fgcompile.capture import capture, other_inputs
-from fgcompile.lowering import PREPARE
 from fgcompile.passes.base import Pass, run_passes
+from fgcompile.passes.pipeline import PREPARE
 from fgcompile.printer import show
 from fgcompile.program import Program
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fgcompile.lowering import eliminate
 from fgcompile.passes.eliminate_dead_branches import eliminate_dead_branches
+from fgcompile.passes.pipeline import eliminate
 from tests.passes.check import (
     assert_equal,
     check_pass,

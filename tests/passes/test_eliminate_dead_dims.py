@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fgcompile.lowering import eliminate
 from fgcompile.passes.eliminate_dead_dims import eliminate_dead_dims
+from fgcompile.passes.pipeline import eliminate
 from tests.passes.check import (
     assert_equal,
     check_pass,

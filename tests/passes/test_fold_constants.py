@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from fgcompile.capture import capture
-from fgcompile.lowering import eliminate
 from fgcompile.passes.fold_constants import fold_constants
+from fgcompile.passes.pipeline import eliminate
 from tests.passes.check import (
     assert_equal,
     check_pass,

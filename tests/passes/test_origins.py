@@ -9,9 +9,9 @@ from fgcompile.analysis.facts import find_constants
 from fgcompile.analysis.flow import trace_planes
 from fgcompile.analysis.needs import propagate_needs
 from fgcompile.analysis.survivors import close_survivors
-from fgcompile.lowering import eliminate
 from fgcompile.passes.eliminate_dead_dims import _shrink
 from fgcompile.passes.origins import first_difference
+from fgcompile.passes.pipeline import eliminate
 from fgcompile.passes.shrinkage import Shrinkage
 from fgcompile.program import Program
 from tests.passes.check import assert_equal, gated_program, shapes

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fgcompile.lowering import eliminate
 from fgcompile.passes.eliminate_dead_dims import eliminate_dead_dims
+from fgcompile.passes.pipeline import eliminate
 from tests.passes.check import assert_equal, check_pass, program_of, shapes, zero
 
 X = torch.linspace(-1, 1, 2 * 3 * 4).view(2, 3, 4)
