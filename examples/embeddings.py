@@ -58,13 +58,13 @@ def minilm_folder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def close_weakest(model: nn.Module) -> None:
-    """Closes, in every layer, the channels whose weights are the smallest."""
+def close_weakest(model: nn.Module, cut: float = CUT) -> None:
+    """Closes, in every layer, the share `cut` of channels with the smallest weights."""
     for name, gate in fgcompile.gates(model).items():
         layer: Any = model.get_submodule(name.removesuffix(".mlp"))
         up, down = layer.intermediate.dense.weight, layer.output.dense.weight
         strength = up.norm(dim=1) * down.norm(dim=0)
-        gate.close(strength.argsort()[: int(CUT * gate.size)])
+        gate.close(strength.argsort()[: int(cut * gate.size)])
 
 
 def embed(folder: Path, texts: list[str]) -> np.ndarray[Any, Any]:
