@@ -34,8 +34,10 @@ class Budget:
         evenness: Every group keeps at least this fraction of the units that it would
             keep if all groups were pruned alike, so that none becomes a bottleneck.
             With 0 a whole group may go, and its block of the model with it.
-        ascent: Rate at which the multipliers of the penalty grow, times the square
-            root of the number of units.
+        ascent: Rate at which the multipliers of a penalty grow (CoFi's Lagrangian),
+            times the square root of the number of units; 0.1 is a choice. With 0 there
+            is no penalty: importance alone decides which units go, and those that
+            stay feel nothing but the task.
     """
 
     params: float | None = None
@@ -44,7 +46,7 @@ class Budget:
     begin: int = 0
     of: Literal["gated", "model"] = "gated"
     evenness: float = 0.7
-    ascent: float = 0.1
+    ascent: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks the limits.
@@ -115,7 +117,8 @@ class GateConfig:
         init_std: Their standard deviation; None is 0.
         noise: Standard deviation of the noise in training (`finegates` only).
         bound: Largest magnitude of a `finegates` logit.
-        rate: See above; None leaves the steps to the optimizer.
+        rate: See above; "auto" is 0.02, or 0.002 with a budget, whose selection does
+            not wait for gates to move. None leaves the steps to the optimizer.
         straight_through: See above.
         lr: Learning rate for `param_groups`; None means that of the weights.
         seed: Of the logits at the start.
@@ -135,7 +138,7 @@ class GateConfig:
     init_std: float | None = None
     noise: float = 0.1
     bound: float = 1.5
-    rate: float | None = 0.02
+    rate: float | Literal["auto"] | None = "auto"
     straight_through: bool = True
     lr: float | None = None
     seed: int = 0
@@ -187,6 +190,13 @@ class GateConfig:
         if self.budget is not None:
             return "budget"
         return "finegates" if self.gate == "finegates" else "none"
+
+    @property
+    def resolved_rate(self) -> float | None:
+        """The rate, chosen by the other settings where it is "auto"."""
+        if self.rate == "auto":
+            return 0.02 if self.budget is None else 0.002
+        return self.rate
 
     def parametrization(self) -> Parametrization:
         """The parametrisation with the options set here."""

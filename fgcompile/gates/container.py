@@ -181,6 +181,8 @@ class GateContainer(KeepsDtype):
         moved = self.awaiting & (largest > 0)
         self.stride.copy_(torch.maximum(self.stride, largest * moved))
         self._advance(step, moved)
+        if self.config.budget is not None:
+            self._judge(moved)
         self.updates += moved
         self.awaiting &= ~moved
         units = flatten(gates)
@@ -202,7 +204,8 @@ class GateContainer(KeepsDtype):
         """Moves every gate: as far as the logits did, or at its own pace."""
         gates = self.each()
         bound = gates[0].parametrization.bound
-        if self.config.rate is None:
+        rate = self.config.resolved_rate
+        if rate is None:
             if math.isfinite(bound):
                 logits = torch.cat([gate.logits for gate in gates])
                 self._scatter("logits", logits.clamp(-bound, bound))
@@ -210,10 +213,18 @@ class GateContainer(KeepsDtype):
             anchor = torch.cat(
                 [gate.anchor for gate in gates if gate.anchor is not None]
             )
-            pace = self.config.rate * gates[0].parametrization.span / self.stride
+            pace = (
+                self.config.resolved_rate * gates[0].parametrization.span / self.stride
+            )
             anchor += step * torch.where(moved, pace, 1.0)
             self._scatter("anchor", anchor.clamp(-bound, bound))
         self._scatter("seen", torch.cat([gate.logits for gate in gates]))
+
+    def _judge(self, moved: Tensor) -> None:
+        memory = torch.where(moved, MEMORY, 1.0)
+        for gate in self.each():
+            gate.importance.mul_(memory).add_((1 - memory) * gate.slope.square())
+            gate.slope.mul_(~moved)
 
     def _scatter(self, name: str, values: Tensor) -> None:
         sizes = [gate.size for gate in self.each()]
@@ -255,8 +266,9 @@ def _gates_of(specs: Iterable[GateSpec], config: GateConfig) -> nn.Module:
             spec.size,
             config.parametrization(),
             generator=generator,
-            paced=config.rate is not None,
+            paced=config.resolved_rate is not None,
             straight_through=config.straight_through,
+            judged=config.budget is not None,
             floor=FLOOR if config.budget is not None else 0.0,
         )
         gate.params.copy_(spec.parameters)
@@ -264,6 +276,9 @@ def _gates_of(specs: Iterable[GateSpec], config: GateConfig) -> nn.Module:
         holder.add_module(_attribute(spec.name, holder), gate)
     return holder
 
+
+MEMORY = 0.98
+"""Share of a unit's importance that stays at an optimizer step."""
 
 FLOOR = 0.01
 """Smallest factor of a unit that the budget keeps: open, so that counts are exact."""

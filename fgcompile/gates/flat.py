@@ -22,6 +22,7 @@ class Flat:
         theta: Positions, with gradients to the logits.
         closed: Units that the user closed.
         pruned: Units that the budget keeps closed.
+        importance: What the loss would notice of their closing; see `Gate`.
         params: Parameters [count] that a unit is worth.
         macs: MACs [count] that a unit is worth.
     """
@@ -31,6 +32,7 @@ class Flat:
     theta: Tensor
     closed: Tensor
     pruned: Tensor
+    importance: Tensor
     params: Tensor
     macs: Tensor
 
@@ -66,6 +68,7 @@ def flatten(gates: Sequence[Gate]) -> Flat:
         theta,
         torch.cat([gate.closed for gate in gates]),
         torch.cat([gate.pruned for gate in gates]),
+        torch.cat([gate.importance for gate in gates]),
         torch.cat([gate.params for gate in gates]),
         torch.cat([gate.macs for gate in gates]),
     )

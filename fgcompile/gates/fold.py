@@ -46,15 +46,25 @@ def fold_gates(model: nn.Module, container: GateContainer) -> None:
         GateError: If a site has no parameter that takes its factors exactly. Nothing
             was changed then.
     """
+    for fold in plan_folds(model, container):
+        parameter = fold.module._parameters[fold.name]
+        assert parameter is not None
+        parameter.copy_(fold.folded(parameter))
+
+
+@torch.no_grad()
+def plan_folds(model: nn.Module, container: GateContainer) -> list[Fold]:
+    """What `fold_gates` multiplies; nothing is changed.
+
+    Raises:
+        GateError: If a site has no parameter that takes its factors exactly.
+    """
     folds: list[Fold] = []
     described = [site for spec in container.specs for site in spec.sites]
     for site, placed in zip(described, container.sites, strict=True):
         assert isinstance(placed, Site)
         folds += _folds_of(model, site, placed.expand(placed.gate.eval_value()))
-    for fold in folds:
-        parameter = fold.module._parameters[fold.name]
-        assert parameter is not None
-        parameter.copy_(fold.folded(parameter))
+    return folds
 
 
 def _folds_of(model: nn.Module, site: GateSite, factors: Tensor) -> list[Fold]:

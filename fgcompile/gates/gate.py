@@ -38,6 +38,9 @@ class Gate(KeepsDtype):
         logits: What the optimizer sees, float32, shape `[size]`.
         closed: Units that the user closed, bool.
         pruned: Units that the budget keeps closed for now, bool.
+        importance: Running mean of the squared change of the loss that closing (or
+            opening) a unit makes, to first order, float32. Source: Molchanov et al.
+            (CVPR 2019), section 3.1, on gates.
         floor: Smallest factor of a unit that is neither closed nor pruned.
     """
 
@@ -47,6 +50,8 @@ class Gate(KeepsDtype):
     seen: Tensor
     anchor: Tensor | None
     noise: Tensor
+    importance: Tensor
+    slope: Tensor
     params: Tensor
     macs: Tensor
 
@@ -60,6 +65,7 @@ class Gate(KeepsDtype):
         generator: torch.Generator,
         paced: bool = False,
         straight_through: bool = False,
+        judged: bool = False,
         floor: float = 0.0,
     ) -> None:
         """A gate with all units open.
@@ -74,12 +80,14 @@ class Gate(KeepsDtype):
                 direction of the optimizer's steps, and `anchor` holds the position.
             straight_through: Whether the clamp passes gradients where it saturates,
                 so that closed and fully open units still learn.
+            judged: Whether backward passes tell the importance of units.
             floor: Smallest factor of a unit that is neither closed nor pruned.
         """
         super().__init__()
         self.name, self.kind, self.size = name, kind, size
         self.parametrization = parametrization
-        self.straight_through, self.floor = straight_through, floor
+        self.straight_through, self.judged = straight_through, judged
+        self.floor = floor
         start = parametrization.initial(size, generator)
         self._add_state(start, paced)
         self.logits.requires_grad_(parametrization.trainable)
@@ -93,6 +101,9 @@ class Gate(KeepsDtype):
         self.register_buffer("closed", torch.zeros(size, dtype=torch.bool))
         self.register_buffer("pruned", torch.zeros(size, dtype=torch.bool))
         self.register_buffer("noise", torch.zeros(size), persistent=False)
+        self.register_buffer("importance", torch.zeros(size))
+        # d loss / d factor, summed over the backward passes of one optimizer step.
+        self.register_buffer("slope", torch.zeros(size))
         for cost in ("params", "macs"):
             self.register_buffer(cost, torch.ones(size), persistent=False)
 
@@ -143,11 +154,17 @@ class Gate(KeepsDtype):
         """Factors with the noise of the current forward."""
         stretched = self.parametrization.stretched(self.theta, self.noise)
         factors = self._clamp(stretched).masked_fill(self.pruned | self.closed, 0.0)
-        if not self.straight_through:
-            return factors
-        # Units that the budget pruned keep learning; those the user closed do not.
-        learning = (stretched - stretched.detach()).masked_fill(self.closed.clone(), 0)
-        return factors.detach() + learning
+        if self.straight_through:
+            # Units that the budget pruned keep learning; those the user closed do not.
+            closed = self.closed.clone()
+            learning = (stretched - stretched.detach()).masked_fill(closed, 0)
+            factors = factors.detach() + learning
+        if factors.requires_grad and self.judged:
+            factors.register_hook(self._feel)
+        return factors
+
+    def _feel(self, slope: Tensor) -> None:
+        self.slope.add_(slope.detach().to(self.slope))
 
     def sample_noise(self) -> None:
         """Draws the noise of the next forward."""

@@ -84,19 +84,23 @@ class BudgetObjective(Objective):
     counts units whose eval factor is not 0; its gradient is that of the openness,
     weighted by what each unit costs (straight-through). The target falls linearly.
 
-    The term presses on all gates, and those that matter resist. What it has not closed
-    yet, `pruned` closes: the units that score lowest, in training and in eval alike,
-    so that the counted cost meets the target at every step whatever the optimizer does.
-    Scores of different groups compare only roughly, so each group keeps a part of its
-    best units. Once the target has arrived at the limit, the selection is final and
-    the pressure ends: what is left is trained without further loss of units.
+    Whatever the term has not closed, `pruned` closes: the units whose importance is
+    least for what they cost, in training and in eval alike, so that the counted cost
+    meets the target at every step whatever the optimizer does. Importance in different
+    groups compares only roughly, so each group keeps a part of its best units. Once
+    the target has arrived at the limit, the selection is final and the pressure ends:
+    what is left is trained without further loss of units.
+
+    By default (`ascent=0`) there is no pressure: a term that presses on all gates
+    alike weakens the units that stay.
 
     The multipliers rest while the gates move nearly in step, since more pressure would
     close them all at once. They grow with the square root of the number of units, as
     the noise in the gradient of one unit does against its share of the cost.
 
-    Source: CoFi (Xia et al. 2022) for the Lagrangian, its ramp and zeroing the lowest
-    scores; counting, zeroing already in training, and the end of it are ours.
+    Source: CoFi (Xia et al. 2022) for the Lagrangian, its ramp and zeroing the lowest;
+    Molchanov et al. (CVPR 2019) for the importance; counting, zeroing already in
+    training, and the end of it are ours.
     """
 
     l1: Tensor
@@ -161,13 +165,21 @@ class BudgetObjective(Objective):
         costs = units.costs(self.costs).double()
         limits = self.target.double() * costs.sum(1)
         still = costs.masked_fill(units.closed, 0.0)
-        return units_to_prune(units.score(), still, limits, self._protected(units))
+        worth = self._worth(units)
+        return units_to_prune(worth, still, limits, self._protected(units, worth))
 
-    def _protected(self, units: Flat) -> Tensor:
+    def _worth(self, units: Flat) -> Tensor:
+        """Importance of each unit for what it costs; scores break ties."""
+        cost = units.costs(self.costs)[0]
+        worth = units.importance / cost.clamp_min(1e-12)
+        scale = worth.max().clamp_min(1e-30)
+        return worth / scale + 1e-6 * units.score()
+
+    def _protected(self, units: Flat, worth: Tensor) -> Tensor:
         """The best units of every gate: its share, times `evenness`."""
         share = self.budget.evenness * self.target.min()
         parts = []
-        for score in units.score().split(units.sizes):
+        for score in worth.split(units.sizes):
             rank = score.argsort(descending=True, stable=True).argsort()
             # Rounded down, so that no group of few units breaks the budget.
             parts.append(rank < (share * len(score) + 1e-6).floor())
