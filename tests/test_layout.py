@@ -45,6 +45,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 # Optional packages, and the layers that may import them inside a function.
 OPTIONAL = {
+    "accelerate": {"checkpoint"},
     "google": {"targets", "report"},  # protobuf comes with onnx
     "onnx": {"targets", "report"},
     "onnx_ir": {"targets", "report"},
@@ -53,6 +54,7 @@ OPTIONAL = {
     "openvino": {"targets"},
     "transformers": {
         *("capture", "gates", "targets", "checkpoint", "compiler", "methods", "zoo"),
+        "cli",
     },
 }
 

@@ -40,7 +40,12 @@ def save_module(folder: Path, lowered: LoweredModule, inputs: dict[str, Any]) ->
             _write_configuration(folder, lowered, inputs)
     else:
         save_model(model, str(folder / "model.safetensors"))
-    kept = lowered.program.kept
+    write_manifest(folder, lowered)
+
+
+def write_manifest(folder: Path, lowered: LoweredModule) -> None:
+    """Writes what `lowered` differs in from its class, beside its weights."""
+    model, kept = lowered.model, lowered.program.kept
     Manifest(
         model=type(model).__name__,
         files={f.name: sha256(f) for f in sorted(folder.glob("*.safetensors"))},

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
+from rich.console import Console
+from rich.progress import Progress
+from torch import nn
 
-from fgcompile.cli.models import ModelName, open_model
+from fgcompile.checkpoint.streaming import lower_checkpoint
+from fgcompile.cli.models import ModelName, model_class, open_model
 from fgcompile.cli.output import (
     MAX_CHARS,
     BudgetOption,
@@ -25,6 +30,8 @@ from fgcompile.compiler import insert_gates
 from fgcompile.gates import load_gates, saved_config
 from fgcompile.lowering import Target
 from fgcompile.lowering import lower as lower_model
+from fgcompile.report import GraphDiff
+from fgcompile.report.diff import diff as diff_models
 
 TARGETS = ", ".join(get_args(Target))
 
@@ -71,11 +78,14 @@ def lower(
     """
     if target not in get_args(Target):
         raise UsageError(f'unknown target "{target}"\n  Targets are {TARGETS}.')
+    if target == "module" and list(Path(model).glob("*.safetensors")):
+        changes = _stream(Path(model), gates, out, uniform).with_budgets(budget or [])
+        write(render(changes, form, max_chars), report)
+        return status([changes], exit_code)
     with working(f"loading {model}"):
         opened: Any = open_model(model)
         if gates is not None:
-            insert_gates(opened, config=saved_config(gates))
-            load_gates(opened, gates)
+            _gate(opened, gates)
     with working(f"lowering {model} to {target}"):
         lowered = lower_model(
             opened,
@@ -88,3 +98,24 @@ def lower(
         changes = lowered.report.with_budgets(budget or [])
     write(render(changes, form, max_chars), report)
     return status([changes], exit_code)
+
+
+def _gate(model: nn.Module, folder: Path) -> None:
+    insert_gates(model, config=saved_config(folder))
+    load_gates(model, folder)
+
+
+def _stream(model: Path, gates: Path | None, out: Path, uniform: bool) -> GraphDiff:
+    """Lowers a checkpoint tensor by tensor, whatever its size."""
+    cls, config = model_class(str(model))
+    gate = None if gates is None else partial(_gate, folder=gates)
+    with Progress(
+        *Progress.get_default_columns(), console=Console(stderr=True), transient=True
+    ) as bar:
+        task = bar.add_task(f"lowering {model} to module", total=None)
+        lower_checkpoint(
+            *(model, cls, config, gate, out),
+            uniform=uniform,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    return diff_models(model, out)

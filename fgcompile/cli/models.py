@@ -36,7 +36,7 @@ def open_model(name: str, weights: bool = True) -> nn.Module:
     """
     if (Path(name) / MANIFEST).is_file():
         return load(name)
-    cls, config = _class(name)
+    cls, config = model_class(name)
     with silence():
         if weights:
             model: nn.Module = cls.from_pretrained(name, config=config)
@@ -46,8 +46,12 @@ def open_model(name: str, weights: bool = True) -> nn.Module:
     return model.eval()
 
 
-def _class(name: str) -> tuple[Any, Any]:
-    """Model class and configuration."""
+def model_class(name: str) -> tuple[Any, Any]:
+    """Class and configuration of the model called `name`.
+
+    Raises:
+        FormatError: If there is no such model, or transformers is not installed.
+    """
     try:
         import transformers
     except ImportError as error:

@@ -7,7 +7,11 @@ attributes) is corrected, and the result is compared with the model that was low
 
 from __future__ import annotations
 
-from fgcompile.targets.module.lower import LoweredModule, lower_to_module
+from fgcompile.targets.module.lower import (
+    LoweredModule,
+    lower_to_module,
+    shrink_module,
+)
 from fgcompile.targets.module.resize import resize_parameter
 from fgcompile.targets.module.search import Attributes, apply_attributes
 
@@ -17,4 +21,5 @@ __all__ = [
     "apply_attributes",
     "lower_to_module",
     "resize_parameter",
+    "shrink_module",
 ]

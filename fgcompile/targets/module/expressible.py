@@ -88,7 +88,7 @@ class Kept(Restraint):
 
 
 def eliminate_in_place(
-    program: Program, revived: Revived | None = None
+    program: Program, revived: Revived | None = None, values: bool = True
 ) -> tuple[Program, Kept]:
     """A copy of `program` without the dead dims that its own code can lose.
 
@@ -98,6 +98,7 @@ def eliminate_in_place(
     Args:
         program: It is not changed.
         revived: Indices that stay although they are dead, by parameter and dim.
+        values: Whether parameters hold their values, so that constants can be folded.
     """
     kept = Kept(revived=revived or {})
     shrink = partial(eliminate_dead_dims, restraint=kept)
@@ -106,7 +107,7 @@ def eliminate_in_place(
     fold.__name__ = propagate_constants.__name__  # type: ignore[attr-defined]
     lowered = program.copy()
     run_passes(lowered, (canonicalize, fold_constants, eliminate_dead_code))
-    run_until_stable(lowered, (fold, shrink))
+    run_until_stable(lowered, (fold, shrink) if values else (shrink,))
     return lowered, kept
 
 

@@ -1,0 +1,100 @@
+"""A checkpoint lowered tensor by tensor is the one that is lowered in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import fgcompile
+from fgcompile import GateConfig, gates, insert_gates, load_gates, lower, save_gates
+from fgcompile.checkpoint import streaming
+from fgcompile.checkpoint.streaming import lower_checkpoint, shards
+from fgcompile.errors import ExportError, FormatError
+from fgcompile.zoo.models import entry
+
+CONFIG = GateConfig(kinds=("mlp", "head"))
+
+
+@pytest.fixture(scope="module", params=["llama:tied", "bert"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Any:
+    """A checkpoint folder, its gates' folder, and the module lowered in memory."""
+    model: Any = entry(request.param).build()
+    folder = tmp_path_factory.mktemp("dense")
+    model.save_pretrained(folder)
+    insert_gates(model, config=CONFIG)
+    torch.manual_seed(0)
+    for depth, gate in enumerate(gates(model).values()):
+        gate.close(torch.randperm(gate.size)[: gate.size // (2 + depth % 2)])
+    gate_folder = save_gates(model, tmp_path_factory.mktemp("gates"))
+    return model, folder, gate_folder, lower(model, "module")
+
+
+def stream(pair: Any, out: Path, **options: Any) -> Any:
+    """The streamed model, in `out`."""
+    model, folder, gate_folder, _ = pair
+
+    def gate(skeleton: Any) -> None:
+        insert_gates(skeleton, config=CONFIG)
+        load_gates(skeleton, gate_folder)
+
+    return lower_checkpoint(
+        folder,
+        type(model),
+        type(model).config_class(**model.config.to_dict()),
+        gate,
+        out,
+        **options,
+    )
+
+
+def test_streamed_weights_are_those_lowered_in_memory(
+    pair: Any, tmp_path: Path
+) -> None:
+    stream(pair, tmp_path / "small")
+    want = pair[3].model.state_dict()
+    found = load_file(tmp_path / "small" / "model.safetensors")
+    assert found.keys() <= want.keys()
+    assert all(torch.equal(found[name], want[name]) for name in found)
+    loaded: Any = fgcompile.load(tmp_path / "small")
+    ids = torch.tensor([[3, 5, 7, 9]])
+    torch.testing.assert_close(loaded(ids)[0], pair[3].model(ids)[0])
+
+
+def test_several_shards_load_like_one(
+    pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_BYTES", 20_000)
+    seen = []
+    stream(pair, tmp_path, progress=lambda done, total: seen.append((done, total)))
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    assert seen[-1][0] == seen[-1][1] == len(seen)
+    loaded: Any = fgcompile.load(tmp_path)
+    ids = torch.tensor([[3, 5, 7, 9]])
+    torch.testing.assert_close(loaded(ids)[0], pair[3].model(ids)[0])
+
+
+def test_nothing_is_written_if_the_result_differs(
+    pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = streaming.lower._selected
+
+    def wrong(tensor: Any, kept: Any) -> Any:
+        return real(tensor, kept) * (1.5 if kept else 1.0)
+
+    monkeypatch.setattr(streaming.lower, "_selected", wrong)
+    with pytest.raises(ExportError, match="cannot express the smaller model"):
+        stream(pair, tmp_path / "small")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_other_sizes_is_refused(pair: Any, tmp_path: Path) -> None:
+    model = pair[0]
+    config = model.config.to_dict() | {"intermediate_size": 80}
+    with pytest.raises(FormatError, match="has shape"):
+        lower_checkpoint(
+            pair[1], type(model), type(model).config_class(**config), None, tmp_path
+        )
