@@ -47,8 +47,8 @@ def main(
         for result in pool.map(close, [each.name for each in chosen]):
             results.append(result)
             print(line(result), flush=True)
-    if page is not None:
-        page.write_text(markdown(results))
+            if page is not None:
+                page.write_text(markdown(results))
     raise typer.Exit(int(any(result.failed for result in results)))
 
 
