@@ -213,9 +213,7 @@ class GateContainer(KeepsDtype):
             anchor = torch.cat(
                 [gate.anchor for gate in gates if gate.anchor is not None]
             )
-            pace = (
-                self.config.resolved_rate * gates[0].parametrization.span / self.stride
-            )
+            pace = rate * gates[0].parametrization.span / self.stride
             anchor += step * torch.where(moved, pace, 1.0)
             self._scatter("anchor", anchor.clamp(-bound, bound))
         self._scatter("seen", torch.cat([gate.logits for gate in gates]))

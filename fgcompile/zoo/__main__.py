@@ -7,13 +7,13 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 
-from fgcompile.zoo.closing import GATED, Result, close_and_lower
-from fgcompile.zoo.models import entries, entry
+from fgcompile.zoo.closing import GATED, Result, close_by_name
+from fgcompile.zoo.models import entries
 from fgcompile.zoo.registry import Entry
 from fgcompile.zoo.survey import survey
 from fgcompile.zoo.table import line, markdown
@@ -42,7 +42,7 @@ def main(
     if capture:
         raise typer.Exit(_survey(chosen))
     results: list[Result] = []
-    close = partial(_close, kinds=tuple(kinds.split(",")), onnx=onnx, seed=seed)
+    close = partial(close_by_name, kinds=tuple(kinds.split(",")), onnx=onnx, seed=seed)
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         for result in pool.map(close, [each.name for each in chosen]):
             results.append(result)
@@ -50,11 +50,6 @@ def main(
             if page is not None:
                 page.write_text(markdown(results))
     raise typer.Exit(int(any(result.failed for result in results)))
-
-
-def _close(name: str, **options: Any) -> Result:
-    torch.set_num_threads(1)
-    return close_and_lower(entry(name), **options)
 
 
 def _chosen(names: list[str]) -> list[Entry]:

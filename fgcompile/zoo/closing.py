@@ -16,6 +16,7 @@ from fgcompile.errors import FgcompileError
 from fgcompile.gates import GateConfig, gates
 from fgcompile.lowering import Lowered, lower
 from fgcompile.passes.base import parameter_count
+from fgcompile.zoo.models import entry as entry_called
 from fgcompile.zoo.registry import Entry
 
 GATED = ("mlp", "head", "qk", "vo", "conv", "residual", "expert")
@@ -101,6 +102,12 @@ def close_and_lower(
     )
     seconds = time.perf_counter() - start
     return Result(entry.name, dict(free), dict(whole), closings, seconds)
+
+
+def close_by_name(name: str, kinds: tuple[str, ...], onnx: bool, seed: int) -> Result:
+    """`close_and_lower` for a process of its own."""
+    torch.set_num_threads(1)
+    return close_and_lower(entry_called(name), kinds, onnx=onnx, seed=seed)
 
 
 def _close(
