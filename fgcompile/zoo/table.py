@@ -9,13 +9,15 @@ from fgcompile.zoo.closing import Closing, Result
 HEADER = """# Supported models
 
 Every model below was built with random weights. Half of the units of each kind of
-group were closed at random, one kind after the other, and the model was lowered:
-`fx` and onnxruntime computed what the gated model does, at several batch sizes and
-lengths, with and without padding. *Removed* is the share of the closed units'
-parameters that really went; where it is less than 100 %, the reason is below.
+group were closed at random, one kind after the other, and the model was lowered: `fx`
+computed what the gated model does, at several batch sizes and lengths, with and without
+padding, and so did onnxruntime where that column says "equal". *Removed* is the share
+of the closed units' parameters that really went; where it is less than 100 %, the
+reason is below.
 
-No code of fgcompile knows any of these models. Regenerate this page with
-`python -m fgcompile.zoo --onnx --jobs 2 --markdown docs/supported-models.md`.
+No code of fgcompile knows any of these models. This page is made by
+`python -m fgcompile.zoo --jobs 2 --markdown docs/supported-models.md`; `--onnx` adds
+ONNX files, `--kinds mlp,head,qk,vo,conv,residual,expert` tries more kinds.
 
 """
 

@@ -101,7 +101,7 @@ def test_a_branch_without_live_units_keeps_one_of_each_kind() -> None:
     torch.testing.assert_close(smaller(X), model.eval()(X))
 
 
-@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "phi3"])
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "phi3", "clip"])
 def test_transformers_classes_lose_what_a_graph_loses(name: str) -> None:
     model: Any = insert_gates(entry(name).build())
     torch.manual_seed(1)

@@ -21,7 +21,6 @@ from fgcompile.passes.base import run_passes, run_until_stable
 from fgcompile.passes.canonicalize import canonicalize
 from fgcompile.passes.eliminate_dead_code import eliminate_dead_code
 from fgcompile.passes.eliminate_dead_dims import Restraint, eliminate_dead_dims
-from fgcompile.passes.fold_constants import fold_constants
 from fgcompile.passes.gather_operands import forbid_gathers
 from fgcompile.passes.propagate_constants import propagate_constants
 from fgcompile.program import Program, module_path, source_line
@@ -106,7 +105,7 @@ def eliminate_in_place(
     fold = partial(propagate_constants, new_biases=False)
     fold.__name__ = propagate_constants.__name__  # type: ignore[attr-defined]
     lowered = program.copy()
-    run_passes(lowered, (canonicalize, fold_constants, eliminate_dead_code))
+    run_passes(lowered, (canonicalize, eliminate_dead_code))
     run_until_stable(lowered, (fold, shrink) if values else (shrink,))
     return lowered, kept
 
