@@ -25,7 +25,7 @@ def tracing_state(model: nn.Module) -> Iterator[None]:
     these may be traced tensors.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_eval_mode(model))
+        stack.enter_context(eval_mode(model))
         stack.enter_context(_no_caches(model))
         stack.enter_context(_no_fast_path())
         stack.callback(_forget_results, model)
@@ -35,7 +35,8 @@ def tracing_state(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode in the body, for the model and each of its modules as it was after."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

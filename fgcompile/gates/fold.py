@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fgcompile.capture.state import eval_mode
 from fgcompile.errors import GateError
 from fgcompile.gates.container import GateContainer, Site
 from fgcompile.gates.spec import GateSite
@@ -99,7 +100,7 @@ def _trial(module: nn.Module, site: GateSite, factors: Tensor) -> list[Fold]:
         raise _refusal(site)
     # Factors of the trial: positive and distinct, so that no two dims look alike.
     trial = torch.rand(len(factors), device=factors.device) + 0.5
-    with _eval(module):
+    with eval_mode(module):
         expected = _gated(module, probe, site, trial)
         for candidate in _candidates(module, site, trial):
             with _shown(candidate):
@@ -140,17 +141,6 @@ def _candidates(
     for dim in dims:
         more = [Fold(module, n, 0, trial) for n, b in scaled if len(b) == len(trial)]
         yield [Fold(module, "weight", dim, trial), *more]
-
-
-@contextmanager
-def _eval(module: nn.Module) -> Iterator[None]:
-    """Eval mode for the duration: a trial must not move running statistics."""
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)
 
 
 @contextmanager

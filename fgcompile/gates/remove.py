@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -42,7 +43,7 @@ def remove_gates(model: ModuleT, fold: bool = False) -> ModuleT:
     for graph_module in graphs:
         _strip_nodes(graph_module)
     for module in model.modules():
-        _unregister(module)
+        drop_hooks(module, lambda hook: isinstance(hook, GateHook))
         for name in [n for n, m in module._modules.items() if m is container]:
             del module._modules[name]
     return model
@@ -81,12 +82,13 @@ def _erase_unused(node: Node) -> None:
             _erase_unused(unused)
 
 
-def _unregister(module: nn.Module) -> None:
+def drop_hooks(module: nn.Module, chosen: Callable[[Any], bool]) -> None:
+    """Takes the chosen forward hooks and forward pre-hooks off a module."""
     own = {
         key
         for hooks in (module._forward_pre_hooks, module._forward_hooks)
         for key, hook in hooks.items()
-        if isinstance(hook, GateHook)
+        if chosen(hook)
     }
     for kept in (
         module._forward_pre_hooks,

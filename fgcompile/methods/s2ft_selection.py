@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fgcompile.analysis.coupling import CoupledGroup
+from fgcompile.capture.state import eval_mode
 from fgcompile.errors import GateError
 from fgcompile.gates.matrices import Matrix, oriented, units_along, weight_of
 
@@ -120,7 +121,7 @@ def _statistics(
     measured: Statistics = {}
     distinct = {m.parameter: m for each in readers.values() for m in each}
     observe = _gradients if by == "gradient" else _activations
-    with _eval(model), observe(model, list(distinct.values()), measured):
+    with eval_mode(model), observe(model, list(distinct.values()), measured):
         for batch in calibration:
             inputs = batch if isinstance(batch, Mapping) else {}
             args = () if isinstance(batch, Mapping) else batch
@@ -189,14 +190,3 @@ class _ColumnGradients:
         name = self.matrix.parameter
         self.measured[name] = self.measured.get(name, 0) + squares
         weight.grad = None
-
-
-@contextmanager
-def _eval(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fgcompile.errors import GateError
+from fgcompile.gates.remove import drop_hooks
 
 
 class MethodHook:
@@ -73,21 +74,7 @@ def show(module: nn.Module, hook: ShowHook) -> None:
 def remove_hooks(model: nn.Module, method: str) -> None:
     """No module of `model` has a hook of that method any more."""
     for module in model.modules():
-        own = {
-            key
-            for hooks in (module._forward_pre_hooks, module._forward_hooks)
-            for key, hook in hooks.items()
-            if isinstance(hook, MethodHook) and hook.method == method
-        }
-        for kept in (
-            module._forward_pre_hooks,
-            module._forward_pre_hooks_with_kwargs,
-            module._forward_hooks,
-            module._forward_hooks_with_kwargs,
-            module._forward_hooks_always_called,
-        ):
-            for key in own & kept.keys():
-                del kept[key]
+        drop_hooks(module, lambda h: isinstance(h, MethodHook) and h.method == method)
 
 
 def freeze(model: nn.Module) -> list[nn.Parameter]:

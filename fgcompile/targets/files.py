@@ -7,6 +7,7 @@ import ctypes
 import fnmatch
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,6 +114,8 @@ def _exchange(folder: Path, target: Path) -> None:
 
 def _exchanged(first: Path, second: Path) -> bool:
     """Whether the kernel gave each path the other's folder, in one step."""
+    if not sys.platform.startswith("linux"):
+        return False
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     names = os.fsencode(first), os.fsencode(second)
