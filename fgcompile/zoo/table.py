@@ -16,8 +16,8 @@ of the closed units' parameters that really went; where it is less than 100 %, t
 reason is below.
 
 No code of fgcompile knows any of these models. This page is made by
-`python -m fgcompile.zoo --jobs 2 --markdown docs/supported-models.md`; `--onnx` adds
-ONNX files, `--kinds mlp,head,qk,vo,conv,residual,expert` tries more kinds.
+`python -m fgcompile.zoo --kinds mlp,head,conv --markdown docs/supported-models.md`;
+`--onnx` adds ONNX files, and without `--kinds` every kind is tried.
 
 """
 
