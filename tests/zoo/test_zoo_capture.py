@@ -90,7 +90,8 @@ def test_survey_prints_sizes_and_differences(
     mixer, bert = capsys.readouterr().out.splitlines()
     assert mixer.split()[0] == "plain-mixer"
     assert mixer.endswith("pixels[b 3 16 16]")
-    assert bert.endswith("0.0e+00 input_ids[b t] attention_mask[b t]")
+    inputs = ("input_ids", "attention_mask", "token_type_ids")
+    assert bert.endswith(" ".join(("0.0e+00", *(f"{name}[b t]" for name in inputs))))
 
 
 def test_survey_refuses_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
