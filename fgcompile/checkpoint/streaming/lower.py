@@ -46,9 +46,9 @@ def lower_checkpoint(
 ) -> LoweredModule:
     """Writes the model in `folder`, without its closed units, into `out`.
 
-    The result is what target "module" saves. Memory holds about half a gigabyte and
-    two tensors, whatever the size of the checkpoint: the analysis needs no weights,
-    and verification runs both models one module at a time.
+    The result is what target "module" saves. Of the weights, memory holds one shard
+    of the output and two tensors: the analysis needs none, and verification runs both
+    models one module at a time.
 
     Args:
         folder: With safetensors files.
