@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +21,8 @@ from fgcompile.gates.status import check_ran
 from fgcompile.passes.eliminate_dead_code import eliminate_dead_code
 from fgcompile.passes.fold_gates import GATE
 from fgcompile.passes.pipeline import eliminate
-from fgcompile.program import Program
-from fgcompile.report import GraphDiff, Verification
+from fgcompile.program import Program, size_range
+from fgcompile.report import GraphDiff, Note, Verification
 from fgcompile.report.lowering import lowering_report
 from fgcompile.targets.artifact import Artifact, make_artifact
 from fgcompile.targets.companions import write_companions
@@ -95,6 +96,7 @@ class Lowered:
             [] if self._module is None else self._module.kept.texts,
             _title(self._before),
         )
+        report = replace(report, notes=report.notes + tuple(_limits(self._before)))
         if self._artifact is None:
             return report
         return replace(
@@ -214,6 +216,22 @@ def _check_options(target: Target, quantization: str | None, cache: bool) -> Non
                 f"{name}={asked!r} is for ONNX files, not for target {target!r}\n"
                 f'  Lower to "onnx", or without {name}.'
             )
+
+
+def _limits(program: Program) -> Iterator[Note]:
+    """What the sizes of inputs must be, where the model's code chooses by them."""
+    for node in program.placeholders:
+        value = node.meta.get("val")
+        for dim, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
+            low, high = size_range(size)
+            if not isinstance(size, int) and low:
+                most = "" if high == math.inf else f" and at most {high}"
+                yield Note(
+                    f"dim {dim} must be at least {low}{most}: the model's code does "
+                    "something else below, and the file does not check it",
+                    f"input {node.target}",
+                    "warning",
+                )
 
 
 def _title(program: Program) -> str:

@@ -37,7 +37,10 @@ from fgcompile.program import Program
 
 
 def capture(
-    model: nn.Module, example_inputs: tuple[Any, ...] | dict[str, Any] | None = None
+    model: nn.Module,
+    example_inputs: tuple[Any, ...] | dict[str, Any] | None = None,
+    *,
+    fixed: bool = False,
 ) -> Program:
     """The model's eval-mode forward pass as a flat graph of ATen ops.
 
@@ -48,6 +51,7 @@ def capture(
         model: Any module, or a GraphModule whose nodes are ATen ops already.
         example_inputs: Positional or keyword inputs of `forward`. transformers models
             need none.
+        fixed: Whether all sizes stay those of the example inputs.
 
     Raises:
         CaptureError: If `model` is not a module, its inputs are missing or do not fit,
@@ -65,7 +69,7 @@ def capture(
             return wrapped
         example_inputs = inputs
     inputs = bind_inputs(model, example_inputs)
-    exported, inputs = export(model, inputs)
+    exported, inputs = export(model, inputs, fixed)
     graph_module = _graph_module(exported)
     if not _flatten(graph_module):
         # Writes through views are beyond a local rewrite: torch's functionalization.
