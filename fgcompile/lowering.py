@@ -25,6 +25,7 @@ from fgcompile.program import Program, size_range
 from fgcompile.report import GraphDiff, Note, Verification
 from fgcompile.report.lowering import lowering_report
 from fgcompile.targets.artifact import Artifact, make_artifact
+from fgcompile.targets.captured import verify_captured
 from fgcompile.targets.companions import write_companions
 from fgcompile.targets.decoder import (
     DecoderForm,
@@ -37,6 +38,7 @@ from fgcompile.targets.files import staged, staged_folder
 from fgcompile.targets.forms import Form, OnnxForm, OpenVinoForm
 from fgcompile.targets.module import LoweredModule, lower_to_module
 from fgcompile.targets.onnx import OPSET
+from fgcompile.targets.precise import verify_precisely
 from fgcompile.targets.verify import Comparison, verify_equal
 
 Target = Literal["fx", "module", "onnx", "openvino"]
@@ -275,9 +277,22 @@ def _check_weights(program: Program) -> None:
             )
 
 
+def _compared(
+    program: Program, lowered: Program, candidate: Callable[..., Any]
+) -> Comparison:
+    """What verification sees of `candidate`, which computes what `lowered` does.
+
+    Raises:
+        VerifyError: If the model, `program` and `candidate` are not all equal.
+    """
+    verify_captured(program)
+    verify_precisely(program, lowered)
+    return verify_equal(program, candidate)
+
+
 def _lower_to_fx(program: Program, verify: bool) -> Lowered:
     lowered = eliminate(program)
-    comparison = verify_equal(program, lowered) if verify else None
+    comparison = _compared(program, lowered, lowered) if verify else None
     module = lowered.graph_module
     return Lowered(module, "fx", lowered, comparison, program, lowered)
 
@@ -286,7 +301,7 @@ def _lower_to_module(
     model: nn.Module, program: Program, verify: bool, uniform: bool
 ) -> Lowered:
     made = lower_to_module(model, program.inputs, uniform)
-    comparison = verify_equal(program, made) if verify else None
+    comparison = _compared(program, made.program, made) if verify else None
     return Lowered(
         *(made.model, "module", made.program, comparison, program, made.model),
         _module=made,
@@ -297,7 +312,7 @@ def _lower_to_file(
     program: Program, target: Target, verify: bool, opset: int, quantize: bool
 ) -> Lowered:
     lowered = eliminate(program)
-    comparison = verify_equal(program, lowered) if verify else None
+    comparison = _compared(program, lowered, lowered) if verify else None
     if target == "openvino":
         forms: tuple[Form, Form] = (OpenVinoForm(program), OpenVinoForm(lowered))
         made = make_artifact(*forms, "model.xml", "OpenVINO", verify)
@@ -323,7 +338,7 @@ def _lower_to_decoder(
     """Generation needs the code around the graph: it is the module that is written."""
     cache_layers(model)
     small = lower_to_module(model, program.inputs, uniform)
-    comparison = verify_equal(program, small) if verify else None
+    comparison = _compared(program, small.program, small) if verify else None
     layers = cache_layers(small.model)
 
     def dense() -> Form:

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fgcompile.capture import other_inputs
 from fgcompile.capture.state import tracing_state
-from fgcompile.errors import CaptureError, VerifyError
+from fgcompile.errors import VerifyError
 from fgcompile.program import Program
 
 TOLERANCE = {
@@ -25,6 +25,12 @@ TOLERANCE = {
 
 SHAPES = ((1, 5, False), (2, 16, True), (3, 9, True), (3, 33, False), (8, 64, True))
 """Batch size, length and padding of the inputs, besides the example inputs."""
+
+
+REMEDY = (
+    "  Nothing was written. This is a bug in fgcompile: please report the model; "
+    "verify=False would give you a wrong one."
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ def verify_equal(
     name: str = "the lowered model",
     scale: float = 1.0,
     visible_only: bool = False,
+    remedy: str = REMEDY,
 ) -> Comparison:
     """Runs `candidate` and `reference` on inputs of all `SHAPES`.
 
@@ -57,6 +64,7 @@ def verify_equal(
         visible_only: Compare only where a mask of the inputs is set. In a causal
             model a row of left padding attends to nothing, and runtimes differ in
             what they make of an empty softmax; no other position reads it.
+        remedy: Last line of the error for a difference.
 
     Raises:
         VerifyError: If an output is missing, has another shape, holds NaN where the
@@ -68,11 +76,12 @@ def verify_equal(
         expected = _run_reference(reference, inputs)
         if expected is None:
             continue
-        with torch.no_grad():
-            actual = _tensors(candidate(**inputs))
+        actual = _run_candidate(candidate, program, inputs, name)
+        if actual is None:
+            continue
         if visible_only:
             expected, actual = (_visible(t, inputs) for t in (expected, actual))
-        found = _compare(program, expected, actual, name, inputs, scale)
+        found = _compare(program, expected, actual, name, inputs, scale, remedy)
         largest = Comparison(
             max(largest.absolute, found.absolute),
             max(largest.relative, found.relative),
@@ -97,8 +106,30 @@ def _run_reference(
     try:
         with torch.no_grad():
             return _tensors(reference(**inputs))
-    except (IndexError, RuntimeError, CaptureError):
+    except Exception:  # the user's code may refuse in its own way
         return None
+
+
+def _run_candidate(
+    candidate: Callable[..., Any], program: Program, inputs: dict[str, Any], name: str
+) -> list[Tensor] | None:
+    """Outputs of the candidate; None where the program could not run either.
+
+    Raises:
+        VerifyError: If only the candidate fails.
+    """
+    try:
+        with torch.no_grad():
+            return _tensors(candidate(**inputs))
+    except Exception as error:  # as may any runtime
+        if _run_reference(program, inputs) is None:
+            return None
+        first = str(error).strip().partition("\n")[0]
+        raise VerifyError(
+            f"{name} fails where the model runs: {type(error).__name__}: {first}\n"
+            f"  at inputs {shapes_of(inputs)}\n"
+            "  Nothing was written. Please report the model."
+        ) from error
 
 
 def verification_inputs(program: Program) -> Iterator[dict[str, Any]]:
@@ -115,8 +146,9 @@ def _compare(
     name: str,
     inputs: dict[str, Any],
     scale: float,
+    remedy: str,
 ) -> Comparison:
-    shapes = {k: list(v.shape) for k, v in inputs.items() if isinstance(v, Tensor)}
+    shapes = shapes_of(inputs)
     if len(expected) != len(actual):
         raise VerifyError(
             f"{name} returns {len(actual)} outputs, the model {len(expected)}\n"
@@ -136,13 +168,15 @@ def _compare(
             raise VerifyError(
                 f"output {label} of {name} differs by {difference:.3g}, "
                 f"{difference / max(magnitude, 1e-30):.3g} of its magnitude "
-                f"{magnitude:.3g}\n  at inputs {shapes}\n"
-                "  Nothing was written. This is a bug in fgcompile: please report the "
-                "model; verify=False would give you a wrong one."
+                f"{magnitude:.3g}\n  at inputs {shapes}\n{remedy}"
             )
         absolute = max(absolute, difference)
         relative = max(relative, difference / max(magnitude, 1e-3))
     return Comparison(absolute, relative, 1)
+
+
+def shapes_of(inputs: dict[str, Any]) -> dict[str, list[int]]:
+    return {k: list(v.shape) for k, v in inputs.items() if isinstance(v, Tensor)}
 
 
 def _visible(outputs: list[Tensor], inputs: dict[str, Any]) -> list[Tensor]:
