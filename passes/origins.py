@@ -98,8 +98,9 @@ def _agree(
     """Whether the planes say the same of every element, as far as both speak.
 
     Compared by coupled class: which of two coupled operands an elementwise operator's
-    plane names is arbitrary. Where one unit of each head is left, it may stand for
-    the head.
+    plane names is arbitrary. A plane may speak of heads where the other one tells
+    what they own: so it does when one head is left that several others share. Where
+    one unit of each head is left, it may stand for the head.
     """
     for plane, head in expected:
         varying = {k for k, n in enumerate(plane.shape) if n > 1}
@@ -107,7 +108,7 @@ def _agree(
         single = np.unique(heads).size == heads.size
         for found, owner in actual:
             if varying & {k for k, n in enumerate(found.shape) if n > 1}:
-                same = plane == found
+                same = (plane == found) | (heads == found)
                 if single:
                     same = same | (heads == np.where(owner >= 0, owner, found))
                 if ((plane >= 0) & (found >= 0) & ~same).any():
