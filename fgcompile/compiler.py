@@ -42,6 +42,10 @@ def analyze(
     Raises:
         CaptureError: If the model cannot be captured.
     """
+    container = find_container(model) if isinstance(model, nn.Module) else None
+    if container is not None:
+        # Tracing leaves buffers as they are, so that nothing may be due in them.
+        container.settle()
     program = model if isinstance(model, Program) else capture(model, example_inputs)
     return find_groups(_without_gates(program))
 

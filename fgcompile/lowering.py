@@ -185,6 +185,8 @@ def lower(
         _destination(target, Path(path))
     container = find_container(model) if isinstance(model, nn.Module) else None
     if container is not None:
+        # What the optimizer did last is part of the model that is lowered.
+        container.settle()
         check_ran(container)
     program = capture(model, _inputs_of(model, example_inputs))
     _check_weights(program)
