@@ -171,3 +171,13 @@ def test_column_of_a_head_that_every_layer_lost_goes() -> None:
     )
     assert table.shape[1] == size - 1
     assert count(lowered.model) == analysis.parameters_after(closed)
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_heads_go_whether_one_or_several_key_value_heads_stay(kept: int) -> None:
+    model = insert_gates(entry("llama").build(), config=HEADS)
+    dense = count(lower(model, verify=False).model)
+    first = next(iter(gates(model).values()))
+    first.close(range(kept, first.size))
+    # 768 parameters for a key-value head and its two queries.
+    assert dense - count(lower(model).model) == (first.size - kept) * 768
