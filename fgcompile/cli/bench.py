@@ -23,6 +23,7 @@ from fgcompile.gates import LatencyTable, gates
 from fgcompile.lowering import lower
 from fgcompile.targets.latency.cache import machine
 from fgcompile.targets.latency.files import onnx_latencies
+from fgcompile.targets.latency.measure import runtime
 from fgcompile.targets.onnx import data_file
 
 SCHEMA_VERSION = 2
@@ -213,12 +214,10 @@ def _floor(table: LatencyTable) -> float:
 
 
 def _as_json(rows: list[Row], table: LatencyTable | None, sizes: dict[str, int]) -> str:
-    import onnxruntime
-
     found = {
         "schema_version": SCHEMA_VERSION,
         "machine": machine(),
-        "runtime": f"onnxruntime {onnxruntime.__version__}",
+        "runtime": runtime(),
         **sizes,
         "models": [asdict(row) for row in rows],
         "units": [] if table is None else [asdict(gain) for gain in _gains(table)],

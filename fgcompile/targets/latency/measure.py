@@ -95,12 +95,13 @@ def _facts(
         "kept": KEPT,
         "sizes": [setting.batch, setting.length, setting.threads],
         "machine": machine(),
-        "runtime": _runtime(),
+        "runtime": runtime(),
         "opset": OPSET,
     }
 
 
-def _runtime() -> str:
+def runtime() -> str:
+    """Name and version of what is measured with."""
     import onnxruntime
 
     return f"onnxruntime {onnxruntime.__version__}"
@@ -157,7 +158,7 @@ def _measure(
     return LatencyTable(
         *(dense, groups, _shared(analysis, groups, dense)),
         *(setting.batch, setting.length, setting.threads),
-        *(_runtime(), machine()),
+        *(runtime(), machine()),
     )
 
 
