@@ -124,7 +124,9 @@ def test_shared_convolutions_are_predicted_together(fake: Fake) -> None:
     assert table.predict({names[0]: 8, names[1]: 12}) == pytest.approx(exact)
 
 
-@pytest.mark.parametrize("name", ["bert", "llama"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("bert", marks=pytest.mark.slow), "llama"]
+)
 def test_parts_compute_what_their_regions_do(name: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("transformers")
@@ -262,6 +264,7 @@ def test_a_missing_runtime_is_named_with_its_extra(
         insert_gates(model, INPUTS, GateConfig(kinds=("mlp",), budget=budget))
 
 
+@pytest.mark.slow
 def test_a_size_that_the_model_does_not_take_is_told() -> None:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("onnxruntime")
