@@ -201,3 +201,13 @@ def test_a_closed_unit_that_stays_names_what_mixes_others_into_it() -> None:
     (note,) = [n for n in lower(model).report.notes if n.subject == gate.name]
     assert note.text.startswith("2 of 2 closed units stay: aten.sub.Tensor in norm (")
     assert note.text.endswith(") mixes other units into them")
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_heads_go_whether_one_or_several_key_value_heads_stay(kept: int) -> None:
+    model = insert_gates(entry("llama").build(), config=HEADS)
+    dense = count(lower(model, verify=False).model)
+    first = next(iter(gates(model).values()))
+    first.close(range(kept, first.size))
+    # 768 parameters for a key-value head and its two queries.
+    assert dense - count(lower(model).model) == (first.size - kept) * 768
