@@ -21,6 +21,7 @@ from fgcompile.gates.container import GateContainer
 SCHEMA_VERSION = 1
 MANIFEST = "gates.json"
 TENSORS = "gates.safetensors"
+_NOT_JSON = (ValueError, RecursionError)
 
 
 def save_gates(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
@@ -136,7 +137,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         complete = isinstance(manifest["sha256"], str) and all(
             {"name", "kind", "size"} <= gate.keys() for gate in gates
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (*_NOT_JSON, KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"{path} is damaged: {error!r}") from error
     if version != SCHEMA_VERSION:
         raise FormatError(

@@ -11,7 +11,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import safetensors
 import safetensors.torch
@@ -106,13 +106,31 @@ class S2ftAdapter:
 
 def _entry(described: dict[str, Any], tensors: dict[str, Tensor]) -> S2ftEntry:
     name = f"{described['parameter']}.{described['side']}"
-    return S2ftEntry(
+    entry = S2ftEntry(
         described["dim"],
         described["side"],
         tuple(described["shape"]),
         tensors[f"{name}.indices"],
         tensors[f"{name}.block"],
     )
+    _check_entry(name, entry)
+    return entry
+
+
+def _check_entry(name: str, entry: S2ftEntry) -> None:
+    """What is read here decides what is written to, so all of it is checked."""
+    shape, dim, indices = entry.shape, entry.dim, entry.indices
+    whole = all(type(number) is int for number in (dim, *shape))
+    good = whole and entry.side in get_args(Side) and 0 <= dim < len(shape)
+    good = good and indices.dtype == torch.int64 and indices.dim() == 1
+    if good and indices.numel():
+        good = 0 <= int(indices.min()) and int(indices.max()) < shape[dim]
+        good = good and indices.unique().numel() == indices.numel()
+    if good:
+        size = (*shape[:dim], indices.numel(), *shape[dim + 1 :])
+        good = entry.block.shape == size and entry.block.is_floating_point()
+    if not good:
+        raise TypeError(f"{name} is no update of a weight of shape {list(shape)}")
 
 
 def _manifest(path: Path) -> tuple[list[dict[str, Any]], str]:
@@ -120,7 +138,7 @@ def _manifest(path: Path) -> tuple[list[dict[str, Any]], str]:
         manifest = json.loads(read_file(path))
         version, entries = manifest["schema_version"], manifest["entries"]
         digest = manifest["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise FormatError(f"{path} is damaged: {error!r}") from error
     if version != SCHEMA_VERSION:
         raise FormatError(

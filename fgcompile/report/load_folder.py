@@ -72,6 +72,8 @@ def read_safetensors(file: Path) -> list[Parameter]:
     Raises:
         FormatError: If the header is damaged or the file is too short.
     """
+    if not file.is_file():
+        raise _damaged(file, "it is a pipe, a device or a folder")
     header, start = _header(file)
     size = file.stat().st_size
     parameters = []
@@ -82,9 +84,11 @@ def read_safetensors(file: Path) -> list[Parameter]:
             dtype, code = _DTYPES[entry["dtype"]]
             shape = tuple(int(n) for n in entry["shape"])
             begin, end = (start + int(n) for n in entry["data_offsets"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise _damaged(file, f'entry "{name}" is malformed') from error
-        if end > size or end - begin != math.prod(shape) * np.dtype(code).itemsize:
+        if min(shape, default=0) < 0 or begin < start or end > size:
+            raise _damaged(file, f'tensor "{name}" lies outside the file')
+        if end - begin != math.prod(shape) * np.dtype(code).itemsize:
             raise _damaged(file, f'tensor "{name}" does not fit its bytes')
         read = partial(_map, file, np.dtype(code), begin, shape)
         trained = dtype.startswith(("float", "bfloat")) and bool(shape)
@@ -100,7 +104,7 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
         text = stream.read(length)
     try:
         header = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(file, "its header is not JSON") from error
     if not isinstance(header, dict):
         raise _damaged(file, "its header is not a table")

@@ -120,7 +120,7 @@ def _locate(
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     where = f'  tensor "{tensor.name}" refers to "{location}"\n'
-    if folder is None or not location:
+    if folder is None or not location or "\0" in location:
         raise FormatError(
             f"external data of {tensor.name} cannot be found\n{where}"
             "  Save the model to a file, and give its path."
@@ -149,7 +149,7 @@ def _locate(
 
 
 def _number(text: str, where: str) -> int:
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 19:
         raise FormatError(
             f'external data has offset or length "{text}"\n{where}'
             "  Export the model again: both must be whole numbers."
