@@ -85,13 +85,17 @@ def parse_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
     for text in texts or ():
         name, _, sizes = text.rpartition("=")
         parts = sizes.replace(",", "x").split("x")
-        if not name or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        if not name or not all(map(_is_size, parts)):
             raise UsageError(
                 f'cannot read the shape "{text}"\n'
                 "  Write it as name=sizes, for example --shape input_ids=1x128."
             )
         shapes[name] = tuple(int(part) for part in parts)
     return shapes
+
+
+def _is_size(text: str) -> bool:
+    return text.isdecimal() and len(text) < 10 and int(text) > 0
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ too many between dims that did not change does no harm.
 
 from __future__ import annotations
 
-import ast
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations

@@ -30,7 +30,9 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=10_000, help="in all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=TARGETS)
-    parser.add_argument("--only", help="one input, as target:number; its error is shown")
+    parser.add_argument(
+        "--only", help="one input, as target:number; its error is shown"
+    )
     parser.add_argument("--keep", type=Path, help="with --only: copy the input there")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -61,9 +63,7 @@ def _all(options: argparse.Namespace, work: Path) -> int:
     for name, share in shares.items():
         count = max(1, round(options.inputs * share / sum(shares.values())))
         start = time.monotonic()
-        tallies[name] = run(
-            TARGETS[name], options.seed, range(count), work, _tell
-        )
+        tallies[name] = run(TARGETS[name], options.seed, range(count), work, _tell)
         _tell(f"{name}: {count} inputs in {time.monotonic() - start:.0f} s")
     print(table(tallies))
     return int(any(tally.defects for tally in tallies.values()))

@@ -187,7 +187,12 @@ def _twice(random: Random, content: bytes) -> bytes:
     value = json.dumps(strange_value(random)).encode()
     first = content.index(b"{") + 1
     return (
-        content[:first] + json.dumps(key).encode() + b":" + value + b"," + content[first:]
+        content[:first]
+        + json.dumps(key).encode()
+        + b":"
+        + value
+        + b","
+        + content[first:]
     )
 
 

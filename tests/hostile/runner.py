@@ -15,6 +15,7 @@ import resource
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -96,7 +97,9 @@ class Tally:
             self.defects.setdefault(key, []).append(number)
 
 
-def run_case(target: Target, seed: int, number: int, work: Path, guard: Guard) -> Outcome:
+def run_case(
+    target: Target, seed: int, number: int, work: Path, guard: Guard
+) -> Outcome:
     """One damaged copy of the target's good files, read in this process."""
     good, case = build(target, work), work / "case"
     shutil.rmtree(case, ignore_errors=True)
@@ -249,7 +252,7 @@ def _processor_time(pid: int) -> float:
 
 def _work(target: Target, seed: int, numbers: list[int], work: Path, pipe: Any) -> None:
     """The child: it never returns to the parent's code."""
-    os.environ["TMPDIR"] = str(work)
+    tempfile.tempdir = str(work)
     sys.dont_write_bytecode = True
     sys.stdin = io.StringIO()
     guard = Guard(work, work / "outside")

@@ -286,11 +286,11 @@ def _use_gates(case: Path) -> None:
 
 def _build_s2ft(folder: Path) -> None:
     entries = {
-        ("up.weight", "out"): S2ftEntry(
-            0, "out", (8, 4), torch.tensor([1, 5]), torch.randn(2, 4)
+        ("up.weight", "rows"): S2ftEntry(
+            0, "rows", (8, 4), torch.tensor([1, 5]), torch.randn(2, 4)
         ),
-        ("down.weight", "in"): S2ftEntry(
-            1, "in", (2, 8), torch.tensor([0, 3, 7]), torch.randn(2, 3)
+        ("down.weight", "columns"): S2ftEntry(
+            1, "columns", (2, 8), torch.tensor([0, 3, 7]), torch.randn(2, 3)
         ),
     }
     S2ftAdapter(entries).save(folder)
@@ -488,8 +488,12 @@ TARGETS = {
     target.name: target
     for target in (
         Target("onnx", 36, _build_onnx, _attack_onnx, _use_onnx),
-        Target("safetensors", 20, _build_safetensors, *(_attack_safetensors,
-               _use_safetensors)),
+        Target(
+            "safetensors",
+            20,
+            _build_safetensors,
+            *(_attack_safetensors, _use_safetensors),
+        ),
         Target("module", 8, _build_module, _attack_folder, _use_module),
         Target("transformers", 8, _build_llama, _attack_folder, _use_llama),
         Target("gates", 10, _build_gates, _attack_pair, _use_gates),
@@ -498,6 +502,8 @@ TARGETS = {
         Target("cli-analyze", 3, _build_dense, _attack_config, _use_analyze),
         Target("cli-stream", 1.5, _build_dense, _attack_lower, _use_stream),
         Target("cli-lower", 0.5, _build_dense, _attack_lower, _use_lower),
-        Target("cli-changed", 1, _build_changed, _attack_changed, _use_changed, ("git",)),
+        Target(
+            "cli-changed", 1, _build_changed, _attack_changed, _use_changed, ("git",)
+        ),
     )
 }
