@@ -183,11 +183,12 @@ class GraphReader:
                 "  Fetch or export the file again: it is damaged."
             ) from error
         if isinstance(value, bytes):
-            return value.decode(errors="replace")
+            return _text(value)
         if isinstance(value, float):
             return f"{value:.7g}"
         if isinstance(value, list | tuple) or hasattr(value, "__len__"):
-            return str([v.decode() if isinstance(v, bytes) else v for v in value])
+            texts = [_text(v) if isinstance(v, bytes) else v for v in value]
+            return str(texts)
         return str(value)
 
     def _labelled(self, node: Node) -> Node:
@@ -220,6 +221,10 @@ def _resolve(scope: Scope, name: str, where: str) -> Operand:
             "  Check the file with onnx.checker: it refers to a missing value."
         )
     return scope[name]
+
+
+def _text(value: bytes) -> str:
+    return value.decode(errors="replace")
 
 
 def _literal(parameter: Parameter) -> str:

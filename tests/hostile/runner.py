@@ -34,7 +34,7 @@ SECONDS = 10.0
 BYTES = 2 << 30
 """Address space that cases may take, above what the process has before them."""
 _IDLE = 0.02
-"""Share of its time that a case uses at least, on a busy machine, if it does not wait."""
+"""Share of its time that a case uses on a busy machine, if it does not wait."""
 _FORK = multiprocessing.get_context("fork")
 _OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "Unable to allocate", "ENOMEM")
 
