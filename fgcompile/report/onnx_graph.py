@@ -33,7 +33,7 @@ Scope = MutableMapping[str, Operand]
 _SMALL = 64
 # Functions that call functions can stand for more nodes than any memory holds.
 _INLINED = 20_000
-_INLINED_PER_NODE = 100
+_INLINED_PER_NODE = 2
 
 
 class GraphReader:

@@ -23,7 +23,7 @@ _FULL = ("inline_container", "PytorchStreamWriter", "No space left", "File too l
 
 @contextlib.contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """A fresh folder inside `target`; its files move there when the block ends well.
+    """A fresh folder; its files move to `target` when the block ends well.
 
     `target` is the folder that the files shall appear in. One file replaces another
     of its name in one step. Several appear together, as in `staged_folder`, unless
@@ -38,10 +38,14 @@ def staged(target: Path) -> Iterator[Path]:
     with _told(target, created):
         target.mkdir(parents=True, exist_ok=True)
         target = target.resolve()
-        with _workplace(target) as folder:
+        # Beside it if that can be: another process may exchange the folder itself.
+        beside = target.parent
+        near = os.access(beside, os.W_OK) and _device(beside) == _device(target)
+        with _workplace(beside if near else target) as folder:
             yield folder
             _sync(folder)
-            _commit(folder, target)
+            with exclusive(beside):
+                _commit(folder, target)
 
 
 @contextlib.contextmanager
@@ -115,9 +119,8 @@ def _clean(parent: Path) -> None:
 def _commit(folder: Path, target: Path) -> None:
     files = sorted(f.relative_to(folder) for f in folder.rglob("*") if f.is_file())
     if len(files) > 1:
-        with exclusive(target.parent):
-            if _swapped(folder, target):
-                return
+        if _swapped(folder, target):
+            return
         for file in files:
             (target / file).unlink(missing_ok=True)
     for file in files:
@@ -214,6 +217,10 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def _device(folder: Path) -> int:
+    return folder.stat().st_dev
 
 
 def _missing_parents(target: Path) -> list[Path]:

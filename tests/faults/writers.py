@@ -44,7 +44,7 @@ class Writer:
     share: float = 1.0
 
     def state(self, path: Path, has_old: bool = True) -> str:
-        """ "old", "new", "nothing", or what is wrong."""
+        """What is there: "old", "new", "nothing", or what is wrong with it."""
         try:
             found = self.read(path)
         except Exception as error:
@@ -128,7 +128,7 @@ def program() -> Writer:
     """A `.pt2` file."""
 
     def read(path: Path) -> Tensor:
-        return torch.export.load(path).module()(INPUT).detach()
+        return torch.export.load(path).module()(x=INPUT).detach()
 
     return _lowered("fx", "fx .pt2", "model.pt2", read)
 
@@ -151,7 +151,7 @@ def openvino() -> Writer:
         from openvino import Core
 
         core = Core()
-        core.set_property({"INFERENCE_NUM_THREADS": 1})
+        core.set_property({"INFERENCE_PRECISION_HINT": "f32"})
         compiled = core.compile_model(core.read_model(str(path)), "CPU")
         return torch.from_numpy(next(iter(compiled(INPUT.numpy()).values())).copy())
 

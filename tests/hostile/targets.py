@@ -499,9 +499,9 @@ TARGETS = {
         Target("gates", 10, _build_gates, _attack_pair, _use_gates),
         Target("s2ft", 10, _build_s2ft, _attack_pair, _use_s2ft),
         Target("cli", 10, _build_cli, _attack_cli, _use_cli),
-        Target("cli-analyze", 3, _build_dense, _attack_config, _use_analyze),
-        Target("cli-stream", 1.5, _build_dense, _attack_lower, _use_stream),
-        Target("cli-lower", 0.5, _build_dense, _attack_lower, _use_lower),
+        Target("cli-analyze", 2, _build_dense, _attack_config, _use_analyze),
+        Target("cli-stream", 1, _build_dense, _attack_lower, _use_stream),
+        Target("cli-lower", 0.3, _build_dense, _attack_lower, _use_lower),
         Target(
             "cli-changed", 1, _build_changed, _attack_changed, _use_changed, ("git",)
         ),
