@@ -30,6 +30,7 @@ _DTYPES = {
     "F8_E4M3": ("float8_e4m3fn", "u1"),
     "F8_E5M2": ("float8_e5m2", "u1"),
 }
+_WRONG_TYPE = (AttributeError, KeyError, TypeError)
 NO_GRAPH = "only parameters were compared: a folder of weights holds no graph"
 
 
@@ -56,6 +57,7 @@ def load_weights(folder: Path) -> ModelSummary:
         FormatError: If there are none, or one is damaged.
     """
     files = sorted(folder.glob("*.safetensors"))
+    _check_shards(folder)
     if not files:
         raise FormatError(
             f"folder {folder.name} holds no model\n"
@@ -64,6 +66,23 @@ def load_weights(folder: Path) -> ModelSummary:
         )
     parameters = {p.name: p for file in files for p in read_safetensors(file)}
     return ModelSummary("parameters", parameters=parameters, notes=(NO_GRAPH,))
+
+
+def _check_shards(folder: Path) -> None:
+    """All files that the list of shards names are there, as after a whole download."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file() or (folder / "model.safetensors").is_file():
+        return
+    try:
+        listed = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        missing = sorted(n for n in listed if not (folder / n).is_file())
+    except (OSError, ValueError, RecursionError, *_WRONG_TYPE) as error:
+        raise _damaged(index, repr(error)[:200]) from error
+    if missing:
+        raise FormatError(
+            f"folder {folder.name} lacks {len(missing)} of {len(listed)} files\n"
+            f"  {missing[0]!r} is missing\n  Its download was interrupted: repeat it."
+        )
 
 
 def read_safetensors(file: Path) -> list[Parameter]:

@@ -21,6 +21,7 @@ from torch.fx import Node as FxNode
 from fgcompile.errors import FormatError
 from fgcompile.program import Program, module_path, source_line
 from fgcompile.report.fx_sizes import Sizes, tensor_type
+from fgcompile.report.pt2_safety import check_pt2
 from fgcompile.report.summary import (
     Constant,
     InputRef,
@@ -69,14 +70,18 @@ def load_pt2(path: str | os.PathLike[str]) -> torch.export.ExportedProgram:
     """The exported program in a `.pt2` file.
 
     Raises:
-        FormatError: If the file is missing, damaged, or not an exported program.
+        FormatError: If the file is missing, damaged, not an exported program, or could
+            run code when it is opened.
     """
     file = Path(path)
     if not file.is_file():
         raise FormatError(f"no file {file.name}\n  Check the path.")
     try:
+        check_pt2(file)
         with _quiet():
             return _load(file)
+    except FormatError:
+        raise
     except Exception as error:
         first = str(error).strip().partition("\n")[0][:200]
         raise FormatError(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import subprocess
+import zipfile
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -23,7 +26,7 @@ from fgcompile.gates import saved_config
 from fgcompile.methods import S2ftAdapter, S2ftEntry, fuse
 from fgcompile.report.graph_diff import GraphDiff
 from fgcompile.zoo.models import entry
-from tests.hostile.documents import damaged_json, strange_value
+from tests.hostile.documents import damaged_bytes, damaged_json, strange_value
 from tests.hostile.graphs import damaged_onnx
 from tests.hostile.runner import Target
 from tests.hostile.tensors import damaged_safetensors
@@ -484,6 +487,79 @@ def _use_changed(case: Path) -> None:
         os.chdir(where)
 
 
+def _build_program(folder: Path) -> None:
+    model = _gated()
+    next(iter(fgcompile.gates(model).values())).close([1, 4, 6])
+    for name in ("good.pt2", "model.pt2"):
+        fgcompile.lower(model, "fx", folder / name)
+
+
+_CODE = (
+    *("__import__('os').system('true')", "x=__import__('os').system('true')"),
+    *("eval(chr(49))", "print(1)", "Symbol('s0').__class__", "9**9**9**9"),
+    *("Pow(9, Pow(9, Pow(9, 9)))", "torch.os.system", "torch.hub.load", "(" * 300),
+)
+_DEFAULT = json.dumps(
+    {
+        "default_factory_module": "antigravity",
+        "default_factory_name": "geohash",
+        "dict_context": [],
+    }
+)
+
+
+class _Evil:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("true",)
+
+
+def _attack_program(random: Random, case: Path) -> str:
+    """Other bytes in the archive, or in one of its files; code wherever text is."""
+    file = case / "model.pt2"
+    if random.random() < 0.2:
+        content, done = damaged_bytes(random, file.read_bytes())
+        file.write_bytes(content)
+        return done
+    with zipfile.ZipFile(file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    names = [n for n in parts if n.endswith((".json", ".pt"))]
+    names += [n for n in names if "/models/" in n] * 8
+    name = random.choice(names)
+    if name.endswith(".json") and random.random() < 0.6:
+        done = "code"
+        parts[name] = _with_code(random, parts[name])
+    elif name.endswith(".json"):
+        parts[name], done = damaged_json(random, parts[name])
+    else:
+        done, buffer = "pickle", io.BytesIO()
+        torch.save(((_Evil(),), {}), buffer)
+        parts[name] = buffer.getvalue()
+    with zipfile.ZipFile(file, "w") as archive:
+        for each, content in parts.items():
+            archive.writestr(each, content)
+    return f"{name}: {done}"
+
+
+def _with_code(random: Random, content: bytes) -> bytes:
+    """The document with code in place of a value, wherever that value is."""
+    values = sorted(set(re.findall(rb': ?("(?:[^"\\]|\\.)+")', content)))
+    value = random.choice(values or [b'""'])
+    code = json.dumps(random.choice((*_CODE, _DEFAULT))).encode()
+    if random.random() < 0.3:
+        code = b'"collections.defaultdict"'
+    elif random.random() < 0.3:
+        # Inside a text that holds a document of its own.
+        code = value.replace(b"builtins.dict", b"collections.defaultdict")
+        code = code.replace(b"null", json.dumps(_DEFAULT).encode(), 1)
+    return content.replace(value, code, random.choice((1, 1, -1)))
+
+
+def _use_program(case: Path) -> None:
+    _render(fgcompile.diff(case / "good.pt2", case / "model.pt2"))
+
+
 TARGETS = {
     target.name: target
     for target in (
@@ -498,6 +574,7 @@ TARGETS = {
         Target("transformers", 8, _build_llama, _attack_folder, _use_llama),
         Target("gates", 10, _build_gates, _attack_pair, _use_gates),
         Target("s2ft", 10, _build_s2ft, _attack_pair, _use_s2ft),
+        Target("pt2", 2, _build_program, _attack_program, _use_program),
         Target("cli", 10, _build_cli, _attack_cli, _use_cli),
         Target("cli-analyze", 2, _build_dense, _attack_config, _use_analyze),
         Target("cli-stream", 1, _build_dense, _attack_lower, _use_stream),
