@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.fx import Node as FxNode
 
-from fgcompile.errors import FormatError
+from fgcompile.errors import FgcompileError, FormatError
 from fgcompile.program import Program, module_path, source_line
 from fgcompile.report.fx_sizes import Sizes, tensor_type
 from fgcompile.report.pt2_safety import check_pt2
@@ -76,11 +76,17 @@ def load_pt2(path: str | os.PathLike[str]) -> torch.export.ExportedProgram:
     file = Path(path)
     if not file.is_file():
         raise FormatError(f"no file {file.name}\n  Check the path.")
-    try:
+    with reading_pt2(file), _quiet():
         check_pt2(file)
-        with _quiet():
-            return _load(file)
-    except FormatError:
+        return _load(file)
+
+
+@contextmanager
+def reading_pt2(file: Path) -> Iterator[None]:
+    """Whatever torch raises about the program in `file` becomes a FormatError."""
+    try:
+        yield
+    except FgcompileError:
         raise
     except Exception as error:
         first = str(error).strip().partition("\n")[0][:200]

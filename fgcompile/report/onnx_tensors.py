@@ -165,7 +165,10 @@ def _map(file: Path, offset: int, tensor: onnx.TensorProto) -> Array:
     if _bits(tensor.data_type) < 8:
         count = -(-math.prod(shape) * _bits(tensor.data_type) // 8)
         return np.memmap(file, np.uint8, "r", offset, (count,))
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    except KeyError as error:
+        raise _damaged(tensor) from error
     if 0 in shape:
         return np.zeros(shape, dtype)
     return np.memmap(file, dtype, "r", offset, shape)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import keyword
 import re
 import zipfile
 from collections.abc import Iterator
@@ -36,6 +37,11 @@ _SYMBOL = re.compile(r"[a-z]{1,4}\d{1,6}|oo|int_oo|True|False")
 _NODES = (
     *(ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Call, ast.Name),
     *(ast.Constant, ast.Load, ast.keyword, ast.operator, ast.unaryop, ast.cmpop),
+)
+_NAMES = ("name", "as_name", "forward_arg_names")
+_VALUES = (
+    *("tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values"),
+    "custom_obj_values",
 )
 _LONGEST = 2000
 _TYPES = ("builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
@@ -98,7 +104,9 @@ def _check_program(file: Path, found: Any) -> None:
                 raise _refused(file, f"a size in it is no arithmetic: {bad[0]!r:.80}")
         if key in ("in_spec", "out_spec"):
             _check_structure(file, value)
-        if key in ("name", "forward_arg_names") and not _are_names(value):
+        # Values of the graph are arguments and variables in generated source code.
+        names = list(value) if key in _VALUES and isinstance(value, dict) else value
+        if key in (*_VALUES, *_NAMES) and not _are_names(names):
             raise _refused(file, f"a name in it is none: {value!r:.80}")
         if key == "target" and not _is_operator(value):
             raise _refused(file, f"it calls what is no operator: {value!r:.80}")
@@ -183,21 +191,19 @@ def _context(value: Any) -> Any:
 
 
 def _are_names(value: Any) -> bool:
+    """Whether Python takes all texts in a list of them for names."""
     if isinstance(value, list):
         return all(map(_are_names, value))
-    return (
-        value is None
-        or isinstance(value, int)
-        or (
-            isinstance(value, str)
-            and all(p.isidentifier() for p in value.split(".") if p)
-        )
-    )
+    if isinstance(value, str):
+        return not value or (value.isidentifier() and not keyword.iskeyword(value))
+    return value is None or type(value) is int
 
 
 def _is_operator(value: Any) -> bool:
     known = ("torch.ops.", "_operator.", "math.", "torch.sym_")
-    return not isinstance(value, str) or value.startswith(known) or _are_names(value)
+    if not isinstance(value, str):
+        return True
+    return value.startswith(known) or all(map(str.isidentifier, value.split(".")))
 
 
 def _refused(file: Path, fact: str) -> FormatError:
