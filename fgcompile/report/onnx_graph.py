@@ -179,7 +179,7 @@ class GraphReader:
             value = onnx.helper.get_attribute_value(attribute)
         except ValueError as error:
             raise FormatError(
-                f'attribute "{attribute.name}" is of no type that ONNX knows\n'
+                f'attribute "{attribute.name}" has no value of a type that ONNX knows\n'
                 "  Fetch or export the file again: it is damaged."
             ) from error
         if isinstance(value, bytes):

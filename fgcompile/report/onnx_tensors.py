@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
+MAX_RANK = 64
+"""Dims that an array may have, as numpy counts them."""
+
 # A folder in which external data is not looked for: its values stay unknown.
 NO_DATA = Path()
 
@@ -63,7 +66,7 @@ def stored_tensor(tensor: onnx.TensorProto, folder: Path | None) -> Parameter:
         FormatError: If external data is missing, too short, or outside `folder`.
     """
     shape = tuple(tensor.dims)
-    if any(size < 0 for size in shape):
+    if any(size < 0 for size in shape) or len(shape) > MAX_RANK:
         raise _damaged(tensor)
     size_bytes = -(-math.prod(shape) * _bits(tensor.data_type) // 8)
     read: Callable[[], Array] | None

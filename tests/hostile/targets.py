@@ -152,11 +152,11 @@ def _build_module(folder: Path) -> None:
 
 
 def _build_llama(folder: Path) -> None:
-    config = fgcompile.GateConfig(kinds=("mlp", "head"))
+    config = fgcompile.GateConfig(kinds=("mlp",))
     model = fgcompile.insert_gates(entry("llama").build(), config=config)
     for gate in fgcompile.gates(model).values():
         gate.close([0])
-    fgcompile.lower(model, "module").save(folder)
+    fgcompile.lower(model, "module", verify=False).save(folder)
     for name in ("adapter_config.json", "model.safetensors.index.json"):
         (folder / name).unlink(missing_ok=True)
 
