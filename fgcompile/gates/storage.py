@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import safetensors
 import safetensors.torch
@@ -84,10 +84,34 @@ def saved_config(directory: str | os.PathLike[str]) -> GateConfig:
     try:
         found = {k: _option(v) for k, v in manifest["config"].items()}
         budget = found.pop("budget")
-        limits = None if budget is None else Budget(**budget)
-        return GateConfig(**found, budget=limits)
+        limits = None if budget is None else _made(Budget, budget)
+        return _made(GateConfig, found | {"budget": limits})
     except (AttributeError, KeyError, TypeError) as error:
-        raise FormatError(f"{path} is damaged: {error!r}") from error
+        raise FormatError(f"{path} is damaged: {error!r:.300}") from error
+
+
+def _made(cls: Any, options: dict[str, Any]) -> Any:
+    """An object of `cls`, whose fields are of the types that it declares."""
+    hints = get_type_hints(cls)
+    for name, value in options.items():
+        if not _fits(value, hints[name]):
+            raise TypeError(f"{name} is {value!r}")
+    return cls(**options)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return isinstance(value, str) and value in inner
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(v, inner[0]) for v in value)
+    if inner:  # a union
+        return any(_fits(value, each) for each in inner)
+    if hint is float:
+        return isinstance(value, int | float) and value == value and value is not True
+    if hint is int:
+        return type(value) is int and abs(value) < 1 << 63
+    return isinstance(value, hint)
 
 
 def _option(value: Any) -> Any:

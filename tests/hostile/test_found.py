@@ -18,16 +18,18 @@ import torch
 from onnx import TensorProto, helper
 
 import fgcompile
+from fgcompile.checkpoint.manifest import Manifest, sha256
 from fgcompile.cli import main
+from fgcompile.cli.models import model_class
 from fgcompile.cli.output import UsageError, parse_shapes
 from fgcompile.errors import FormatError
+from fgcompile.gates import saved_config
 from fgcompile.methods import S2ftAdapter
 from fgcompile.report import diff
 from fgcompile.zoo.models import entry
 from tests.hostile.targets import (
     TARGETS,
     Mlp,
-    _build_llama,
     _build_program,
     _build_s2ft,
     _Evil,
@@ -190,6 +192,25 @@ def test_gates_with_a_manifest_beyond_the_parser_are_refused(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("key", "value"),
+    [
+        *(("init_std", "x"), ("noise", True), ("kinds", [[1]]), ("seed", 2**70)),
+        *(("gate", ["plain"]), ("weighting", {}), ("unheard", 1), ("budget", 3)),
+    ],
+)
+def test_gates_of_an_odd_config_are_refused(
+    tmp_path: Path, key: str, value: Any
+) -> None:
+    fgcompile.save_gates(_gated(), tmp_path)
+    file = tmp_path / "gates.json"
+    found = json.loads(file.read_text())
+    found["config"][key] = value
+    file.write_text(json.dumps(found))
+    with pytest.raises(FormatError, match="is damaged"):
+        saved_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
     [("dim", 7), ("dim", True), ("side", "both"), ("shape", [1, 4]), ("shape", 3)],
 )
 def test_an_adapter_for_no_weight_is_refused(
@@ -206,9 +227,12 @@ def test_an_adapter_for_no_weight_is_refused(
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved module folder."""
+    """A folder that `load` reads."""
     folder = tmp_path_factory.mktemp("llama")
-    _build_llama(folder)
+    entry("llama").build().save_pretrained(folder)  # type: ignore[operator]
+    digest = sha256(folder / "model.safetensors")
+    Manifest("LlamaForCausalLM", {"model.safetensors": digest}).write(folder)
+    fgcompile.load(folder)
     return folder
 
 
@@ -272,12 +296,22 @@ def test_a_folder_that_leads_elsewhere_is_refused(
         fgcompile.load(tmp_path)
 
 
+def _with_config(folder: Path, change: Any) -> None:
+    config: Any = entry("llama").build().config
+    text = config.to_dict() | {"architectures": ["LlamaForCausalLM"]} | change
+    (folder / "config.json").write_text(json.dumps(text))
+    (folder / "evil.py").write_text("raise SystemExit('ran')")
+
+
+@pytest.mark.parametrize("name", [5, "pipeline", "logging", "AutoTokenizer"])
+def test_a_class_that_is_no_model_is_not_called(tmp_path: Path, name: Any) -> None:
+    _with_config(tmp_path, {"architectures": [name]})
+    assert model_class(str(tmp_path))[0].__name__ == "AutoModel"
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        {"architectures": [5]},
-        {"architectures": ["pipeline"]},
-        {"architectures": ["logging"]},
         {"auto_map": {"AutoConfig": "evil.Config"}, "model_type": "unheard-of"},
         {"num_hidden_layers": 10**12},
         {"max_position_embeddings": 10**12},
@@ -288,13 +322,9 @@ def test_a_folder_that_leads_elsewhere_is_refused(
 def test_the_command_line_runs_no_code_of_a_checkpoint(
     tmp_path: Path, change: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config: Any = entry("llama").build().config
-    text = config.to_dict() | {"architectures": ["LlamaForCausalLM"]} | change
-    (tmp_path / "config.json").write_text(json.dumps(text))
-    (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
-    status = main(["analyze", str(tmp_path)])
-    plain = change.get("architectures") in ([5], ["pipeline"], ["logging"])
-    assert status == (0 if plain else 1), capsys.readouterr().err
+    _with_config(tmp_path, change)
+    assert main(["analyze", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_sizes_of_many_digits_are_refused() -> None:
