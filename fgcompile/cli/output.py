@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from fgcompile.errors import FgcompileError
+from fgcompile.files import replace_file
 from fgcompile.report.graph_diff import GraphDiff
 from fgcompile.report.render_github import render_github, step_outputs
 from fgcompile.report.render_markdown import COMMENT_LIMIT
@@ -132,8 +133,10 @@ def write(text: str, output: Path | None) -> None:
     """Write to a file, or to standard output."""
     if output is None:
         sys.stdout.write(text)
+    elif output.exists() and not output.is_file():
+        output.write_text(text, encoding="utf-8", newline="\n")  # such as /dev/stdout
     else:
-        output.write_text(text, encoding="utf-8", newline="\n")
+        replace_file(output.resolve(), text.encode())
 
 
 def tell_github(diffs: Sequence[GraphDiff]) -> None:
