@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # names that share a line do not know each other.
 LAYERS = (
     ("errors",),
+    ("files",),
     ("units",),
     ("program",),
     ("printer",),

@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
 
 from fgcompile.capture.state import silence
+from fgcompile.checkpoint.foreign import (
+    SAFE,
+    bounded,
+    check_config,
+    check_folder,
+    foreign,
+    named_class,
+)
 from fgcompile.checkpoint.manifest import Manifest
-from fgcompile.errors import FgcompileError, FormatError
+from fgcompile.errors import FormatError
 from fgcompile.targets.module import apply_attributes, resize_parameter
 
 
@@ -36,23 +43,16 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     folder = Path(folder)
     manifest = Manifest.read(folder)
     manifest.check_files(folder)
-    try:
+    check_folder(folder)
+    with foreign(
+        f"{folder} does not fit {manifest.model}",
+        "Its files contradict each other. Save the model again.",
+    ):
         if model is not None:
             shrink(model, manifest)
             load_model(model, str(folder / "model.safetensors"))
             return model.eval()
         return _load_transformers(folder, manifest)
-    except FgcompileError:
-        raise
-    except (
-        *(SafetensorError, AttributeError, IndexError, KeyError, OSError),
-        *(RuntimeError, TypeError, ValueError),
-    ) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise FormatError(
-            f"{folder} does not fit {manifest.model}: {first}\n"
-            "  Its files contradict each other. Save the model again."
-        ) from error
 
 
 def shrink(model: nn.Module, manifest: Manifest) -> None:
@@ -69,14 +69,19 @@ def shrink(model: nn.Module, manifest: Manifest) -> None:
 def _load_transformers(folder: Path, manifest: Manifest) -> nn.Module:
     cls = _class(manifest.model, folder)
     text = json.loads((folder / "config.json").read_text("utf-8"))
+    check_config(text)
     # Classes of today cannot build layers that differ: the manifest says how.
     text.pop("per_layer_config", None)
     config = cls.config_class.from_dict(text)
     resized: Any = type(cls.__name__, (cls,), {"__init__": _resizing(cls, manifest)})
     resized.__module__ = cls.__module__
-    with silence(), torch.no_grad():
+    with silence(), torch.no_grad(), bounded():
         model, info = resized.from_pretrained(
-            folder, config=config, local_files_only=True, output_loading_info=True
+            *(folder,),
+            config=config,
+            local_files_only=True,
+            output_loading_info=True,
+            **SAFE,
         )
     model.__class__ = cls
     wrong = [*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"]]
@@ -101,13 +106,8 @@ def _resizing(cls: Any, manifest: Manifest) -> Callable[..., None]:
 
 def _class(name: str, folder: Path) -> Any:
     """A model class of transformers; nothing that a file names is imported."""
-    try:
-        import transformers as library
-    except ImportError:
-        cls = base = None
-    else:
-        cls, base = getattr(library, name, None), library.PreTrainedModel
-    if base is None or not isinstance(cls, type) or not issubclass(cls, base):
+    cls = named_class(name)
+    if cls is None:
         raise FormatError(
             f"{folder} holds a {name}, which is no model class of the installed "
             "transformers\n"

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fgcompile.checkpoint.foreign import shards_of
 from fgcompile.errors import FormatError
 
 MANIFEST = "fgcompile.json"
@@ -78,6 +79,10 @@ class Manifest:
         Raises:
             FormatError: If a weight file is missing, outside the folder, or differs.
         """
+        whole = (folder / "model.safetensors").exists()
+        read = ["model.safetensors"] if whole else shards_of(folder)
+        if not read or any(name not in self.files for name in read):
+            raise _damaged(folder, f"{MANIFEST} does not name the weights beside it")
         for name, digest in self.files.items():
             file = folder / name
             if Path(name).name != name or not file.is_file():

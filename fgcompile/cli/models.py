@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,14 @@ from torch import nn
 
 from fgcompile.capture.state import silence
 from fgcompile.checkpoint import MANIFEST, load
+from fgcompile.checkpoint.foreign import (
+    SAFE,
+    bounded,
+    check_config,
+    check_folder,
+    foreign,
+    named_class,
+)
 from fgcompile.errors import FormatError
 
 ModelName = Annotated[
@@ -37,13 +46,19 @@ def open_model(name: str, weights: bool = True) -> nn.Module:
     if (Path(name) / MANIFEST).is_file():
         return load(name)
     cls, config = model_class(name)
-    with silence():
+    with silence(), bounded(), _opening(name):
         if weights:
-            model: nn.Module = cls.from_pretrained(name, config=config)
+            model: nn.Module = cls.from_pretrained(name, config=config, **SAFE)
         else:
             with torch.device("meta"):
-                model = cls(config)
+                model = _built(cls, config)
     return model.eval()
+
+
+def _built(cls: Any, config: Any) -> nn.Module:
+    make = getattr(cls, "from_config", cls)  # Auto classes are not called
+    model: nn.Module = make(config)
+    return model
 
 
 def model_class(name: str) -> tuple[Any, Any]:
@@ -59,15 +74,16 @@ def model_class(name: str) -> tuple[Any, Any]:
             "the command line opens models of transformers, which is not installed\n"
             '  Install it: pip install "fgcompile[hf]".'
         ) from error
-    try:
-        with silence():
-            config = transformers.AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise FormatError(
-            f"cannot open model {name}: {first}\n"
-            "  Give a folder with config.json, or a name on the hub."
-        ) from error
-    names = config.architectures or []
-    cls = getattr(transformers, names[0], None) if names else None
+    if Path(name).is_dir():
+        check_folder(Path(name))
+    with silence(), _opening(name):
+        check_config(transformers.PreTrainedConfig.get_config_dict(name)[0])
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        names = list(config.architectures or ())
+    cls = named_class(names[0]) if names else None
     return cls or transformers.AutoModel, config
+
+
+def _opening(name: str) -> AbstractContextManager[None]:
+    remedy = "Give a folder with config.json and safetensors, or a name on the hub."
+    return foreign(f"cannot open model {name}", remedy)

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from fgcompile.errors import FgcompileError
+from fgcompile.files import replace_file
 from fgcompile.report.graph_diff import GraphDiff
 from fgcompile.report.render_github import render_github, step_outputs
 from fgcompile.report.render_markdown import COMMENT_LIMIT
@@ -85,13 +86,17 @@ def parse_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
     for text in texts or ():
         name, _, sizes = text.rpartition("=")
         parts = sizes.replace(",", "x").split("x")
-        if not name or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        if not name or not all(map(_is_size, parts)):
             raise UsageError(
                 f'cannot read the shape "{text}"\n'
                 "  Write it as name=sizes, for example --shape input_ids=1x128."
             )
         shapes[name] = tuple(int(part) for part in parts)
     return shapes
+
+
+def _is_size(text: str) -> bool:
+    return text.isdecimal() and len(text) < 10 and int(text) > 0
 
 
 @contextlib.contextmanager
@@ -128,8 +133,10 @@ def write(text: str, output: Path | None) -> None:
     """Write to a file, or to standard output."""
     if output is None:
         sys.stdout.write(text)
+    elif output.exists() and not output.is_file():
+        output.write_text(text, encoding="utf-8", newline="\n")  # such as /dev/stdout
     else:
-        output.write_text(text, encoding="utf-8", newline="\n")
+        replace_file(output.resolve(), text.encode())
 
 
 def tell_github(diffs: Sequence[GraphDiff]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fgcompile.cli.output import EXIT_DIFFERS
+from fgcompile.files import replace_file
 from fgcompile.report.render_twin import TWIN_SUFFIX, render_twin
 
 
@@ -33,6 +34,6 @@ def twin(
             continue
         stale.append(path)
         if not check:
-            path.write_text(text, encoding="utf-8", newline="\n")
+            replace_file(path.resolve(), text.encode())
         typer.echo(f"{'stale' if check else 'wrote'} {path}")
     return EXIT_DIFFERS if stale and (exit_code or check) else 0

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
 from fgcompile.errors import FormatError, GateError
+from fgcompile.files import read_described, read_file, write_described
 from fgcompile.gates.access import container_of
 from fgcompile.gates.config import Budget, GateConfig
 from fgcompile.gates.container import GateContainer
@@ -22,13 +22,13 @@ from fgcompile.gates.latency import LatencyTable
 SCHEMA_VERSION = 1
 MANIFEST = "gates.json"
 TENSORS = "gates.safetensors"
+_NOT_JSON = (ValueError, RecursionError)
 
 
 def save_gates(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
     """Writes the gates of `model`, with everything that resuming needs.
 
-    Each file is replaced as a whole, and the manifest holds the digest of the tensors,
-    so a reader sees the old gates, the new ones, or a FormatError.
+    A reader sees the old gates or the new ones, whenever the process dies.
 
     Args:
         model: A gated model.
@@ -39,16 +39,14 @@ def save_gates(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
 
     Raises:
         GateError: If `model` has no gates.
+        ExportError: If they cannot be written; the old ones are there then.
     """
     container = container_of(model)
     container.settle()
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.contiguous().cpu() for k, v in container.state_dict().items()}
     tensors = safetensors.torch.save(state)
-    manifest = _describe(container) | {"sha256": hashlib.sha256(tensors).hexdigest()}
-    replace_file(folder / TENSORS, tensors)
-    replace_file(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    write_described(folder, TENSORS, tensors, MANIFEST, _describe(container))
     return folder
 
 
@@ -66,8 +64,8 @@ def load_gates(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     """
     container = container_of(model)
     folder = Path(directory)
-    manifest = _read_manifest(folder / MANIFEST)
-    state = _read_tensors(folder / TENSORS, manifest["sha256"])
+    manifest, content = read_described(folder, TENSORS, MANIFEST, _read_manifest)
+    state = _parsed(content, folder / TENSORS)
     _check_same(manifest["gates"], _describe(container)["gates"])
     _check_state(state, container.state_dict(), folder)
     container.load_state_dict(state)
@@ -87,15 +85,40 @@ def saved_config(directory: str | os.PathLike[str]) -> GateConfig:
     try:
         found = {k: _option(v) for k, v in manifest["config"].items()}
         budget = found.pop("budget")
-        return GateConfig(**found, budget=None if budget is None else _budget(budget))
-    except (AttributeError, KeyError, TypeError) as error:
-        raise FormatError(f"{path} is damaged: {error!r}") from error
+        limits = None if budget is None else _budget(budget)
+        return _made(GateConfig, found | {"budget": limits})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{path} is damaged: {error!r:.300}") from error
 
 
-def _budget(found: dict[str, Any]) -> Budget:
+def _made(cls: Any, options: dict[str, Any]) -> Any:
+    """An object of `cls`, whose fields are of the types that it declares."""
+    hints = get_type_hints(cls)
+    for name, value in options.items():
+        if not _fits(value, hints[name]):
+            raise TypeError(f"{name} is {value!r}")
+    return cls(**options)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return isinstance(value, str) and value in inner
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(v, inner[0]) for v in value)
+    if inner:  # a union
+        return any(_fits(value, each) for each in inner)
+    if hint is float:
+        return isinstance(value, int | float) and value == value and value is not True
+    if hint is int:
+        return type(value) is int and abs(value) < 1 << 63
+    return isinstance(value, hint)
+
+
+def _budget(found: dict[str, Any]) -> Any:
     table = found.get("measured")
     measured = None if table is None else LatencyTable.from_dict(table)
-    return Budget(**{**found, "measured": measured})
+    return _made(Budget, found | {"measured": measured})
 
 
 def _option(value: Any) -> Any:
@@ -123,18 +146,6 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and value == float("inf") else value
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(read_file(path))
@@ -142,7 +153,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         complete = isinstance(manifest["sha256"], str) and all(
             {"name", "kind", "size"} <= gate.keys() for gate in gates
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (*_NOT_JSON, KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"{path} is damaged: {error!r}") from error
     if version != SCHEMA_VERSION:
         raise FormatError(
@@ -154,24 +165,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _read_tensors(path: Path, digest: str) -> dict[str, Tensor]:
-    content = read_file(path)
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise FormatError(
-            f"{path} is damaged: its digest is not the one in {MANIFEST}\n"
-            "  Copy both files again, or save the gates again."
-        )
+def _parsed(content: bytes, path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(content)
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{path} is damaged: {error}") from error
-
-
-def read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _check_same(saved: list[dict[str, Any]], own: list[dict[str, Any]]) -> None:

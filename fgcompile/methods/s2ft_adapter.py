@@ -6,12 +6,11 @@ belongs instead of multiplying matrices. Source: S2FT (arXiv 2412.06289), sectio
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import safetensors
 import safetensors.torch
@@ -19,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from fgcompile.errors import FormatError, GateError
-from fgcompile.gates.storage import read_file, replace_file
+from fgcompile.files import read_described, read_file, write_described
 from fgcompile.methods.s2ft_blocks import Side
 
 SCHEMA_VERSION = 1
 MANIFEST = "adapter.json"
 TENSORS = "adapter.safetensors"
+_WRONG = (AttributeError, KeyError, TypeError, ValueError)
 
 
 Key = tuple[str, Side]
@@ -56,9 +56,12 @@ class S2ftAdapter:
     entries: dict[Key, S2ftEntry]
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Writes `adapter.json` and `adapter.safetensors`; returns the directory."""
+        """Writes `adapter.json` and `adapter.safetensors`; returns the directory.
+
+        Raises:
+            ExportError: If they cannot be written; the old ones are there then.
+        """
         folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = safetensors.torch.save(
             {
                 f"{name}.{side}.{what}": getattr(entry, what).contiguous()
@@ -69,14 +72,12 @@ class S2ftAdapter:
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "method": "s2ft",
-            "sha256": hashlib.sha256(tensors).hexdigest(),
             "entries": [
                 {"parameter": name, "side": side, "dim": e.dim, "shape": e.shape}
                 for (name, side), e in self.entries.items()
             ],
         }
-        replace_file(folder / TENSORS, tensors)
-        replace_file(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+        write_described(folder, TENSORS, tensors, MANIFEST, manifest)
         return folder
 
     @classmethod
@@ -87,47 +88,61 @@ class S2ftAdapter:
             FormatError: If a file is missing, damaged or of an unknown version.
         """
         folder = Path(directory)
-        described, digest = _manifest(folder / MANIFEST)
-        content = read_file(folder / TENSORS)
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise FormatError(
-                f"{folder / TENSORS} is damaged: its digest is not the one in "
-                f"{MANIFEST}\n  Copy both files again, or save the adapter again."
-            )
+        manifest, content = read_described(folder, TENSORS, MANIFEST, _manifest)
         try:
             tensors = safetensors.torch.load(content)
             entries = {
-                (e["parameter"], e["side"]): _entry(e, tensors) for e in described
+                (e["parameter"], e["side"]): _entry(e, tensors)
+                for e in manifest["entries"]
             }
             return cls(entries)
-        except (safetensors.SafetensorError, KeyError, TypeError) as error:
+        except (safetensors.SafetensorError, *_WRONG) as error:
             raise FormatError(f"{folder} holds no S2FT adapter: {error!r}") from error
 
 
 def _entry(described: dict[str, Any], tensors: dict[str, Tensor]) -> S2ftEntry:
     name = f"{described['parameter']}.{described['side']}"
-    return S2ftEntry(
+    entry = S2ftEntry(
         described["dim"],
         described["side"],
         tuple(described["shape"]),
         tensors[f"{name}.indices"],
         tensors[f"{name}.block"],
     )
+    _check_entry(name, entry)
+    return entry
 
 
-def _manifest(path: Path) -> tuple[list[dict[str, Any]], str]:
+def _check_entry(name: str, entry: S2ftEntry) -> None:
+    """What is read here decides what is written to, so all of it is checked."""
+    shape, dim, indices = entry.shape, entry.dim, entry.indices
+    whole = all(type(number) is int for number in (dim, *shape))
+    good = whole and entry.side in get_args(Side) and 0 <= dim < len(shape)
+    good = good and indices.dtype == torch.int64 and indices.dim() == 1
+    if good and indices.numel():
+        good = int(indices.min()) >= 0 and int(indices.max()) < shape[dim]
+        good = good and indices.unique().numel() == indices.numel()
+    if good:
+        size = (*shape[:dim], indices.numel(), *shape[dim + 1 :])
+        good = entry.block.shape == size and entry.block.is_floating_point()
+    if not good:
+        raise TypeError(f"{name} is no update of a weight of shape {list(shape)}")
+
+
+def _manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(read_file(path))
-        version, entries = manifest["schema_version"], manifest["entries"]
-        digest = manifest["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+        version = manifest["schema_version"]
+        if not isinstance(manifest["entries"], list) or not manifest["sha256"]:
+            raise TypeError("it lists no entries")
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise FormatError(f"{path} is damaged: {error!r}") from error
     if version != SCHEMA_VERSION:
         raise FormatError(
             f"{path} has schema version {version!r}, this release reads "
             f"{SCHEMA_VERSION}\n  Load it with the release that wrote it."
         )
-    return entries, digest
+    return manifest
 
 
 @torch.no_grad()

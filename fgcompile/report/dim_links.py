@@ -7,7 +7,7 @@ too many between dims that did not change does no harm.
 
 from __future__ import annotations
 
-import ast
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -195,8 +195,8 @@ def _permutation(node: Node, result: Shape) -> list[int] | None:
     rank = len(result)
     if node.op in ("Transpose", "aten.permute", "aten.numpy_T") and rank:
         text = attributes.get("perm") or attributes.get("dims")
-        order = list(range(rank))[::-1] if text is None else ast.literal_eval(text)
-        return [dim % rank for dim in order]
+        order = list(range(rank))[::-1] if text is None else _numbers(text)
+        return [dim % rank for dim in order] if len(order) == rank else None
     if node.op in ("aten.transpose", "aten.t", "aten.mT") and rank > 1:
         order = list(range(rank))
         one = int(attributes.get("dim0", -2)) % rank
@@ -204,6 +204,12 @@ def _permutation(node: Node, result: Shape) -> list[int] | None:
         order[one], order[two] = order[two], order[one]
         return order
     return None
+
+
+def _numbers(text: str) -> list[int]:
+    """Whole numbers as an attribute's text lists them; none if it lists others."""
+    found = re.fullmatch(r"\[(-?\d{1,9}(?:, -?\d{1,9})*)\]", text)
+    return [int(number) for number in found[1].split(", ")] if found else []
 
 
 def _attention(data: Sequence[tuple[int, Shape]], result: Shape) -> Iterator[Link]:

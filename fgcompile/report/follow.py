@@ -9,7 +9,7 @@ from fgcompile.report.changes import AttributeChange
 from fgcompile.report.cost import operand_shape
 from fgcompile.report.summary import ModelSummary
 
-_WHOLE = re.compile(r"(?<![\w.])\d+(?![\w.])")
+_WHOLE = re.compile(r"(?<![\w.])\d{1,18}(?![\w.])")
 
 
 def follows_sizes(

@@ -17,7 +17,12 @@ from fgcompile.errors import CaptureError, FgcompileError, FormatError
 from fgcompile.program import Program
 from fgcompile.report.load_folder import find_graph, load_weights
 from fgcompile.report.load_onnx import load_onnx, summarize_onnx
-from fgcompile.report.load_program import as_array, load_pt2, summarize_program
+from fgcompile.report.load_program import (
+    as_array,
+    load_pt2,
+    reading_pt2,
+    summarize_program,
+)
 from fgcompile.report.summary import Group, ModelSummary, Parameter
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -84,7 +89,9 @@ def _load_path(path: Path, shapes: Shapes) -> ModelSummary:
         graph = find_graph(path)
         return load_weights(path) if graph is None else _load_path(graph, shapes)
     if path.suffix == ".pt2":
-        return summarize(load_pt2(path), None, shapes)
+        program = load_pt2(path)
+        with reading_pt2(path):
+            return summarize(program, None, shapes)
     if path.suffix == ".safetensors" and path.is_file():
         from fgcompile.report.load_folder import NO_GRAPH, read_safetensors
 

@@ -30,6 +30,8 @@ _DTYPES = {
     "F8_E4M3": ("float8_e4m3fn", "u1"),
     "F8_E5M2": ("float8_e5m2", "u1"),
 }
+_MAX_RANK = 64  # of arrays in numpy
+_WRONG_TYPE = (AttributeError, KeyError, TypeError)
 NO_GRAPH = "only parameters were compared: a folder of weights holds no graph"
 
 
@@ -56,6 +58,7 @@ def load_weights(folder: Path) -> ModelSummary:
         FormatError: If there are none, or one is damaged.
     """
     files = sorted(folder.glob("*.safetensors"))
+    _check_shards(folder)
     if not files:
         raise FormatError(
             f"folder {folder.name} holds no model\n"
@@ -66,12 +69,31 @@ def load_weights(folder: Path) -> ModelSummary:
     return ModelSummary("parameters", parameters=parameters, notes=(NO_GRAPH,))
 
 
+def _check_shards(folder: Path) -> None:
+    """All files that the list of shards names are there, as after a whole download."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file() or (folder / "model.safetensors").is_file():
+        return
+    try:
+        listed = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        missing = sorted(n for n in listed if not (folder / n).is_file())
+    except (OSError, ValueError, RecursionError, *_WRONG_TYPE) as error:
+        raise _damaged(index, repr(error)[:200]) from error
+    if missing:
+        raise FormatError(
+            f"folder {folder.name} lacks {len(missing)} of {len(listed)} files\n"
+            f"  {missing[0]!r} is missing\n  Its download was interrupted: repeat it."
+        )
+
+
 def read_safetensors(file: Path) -> list[Parameter]:
     """The tensors of one file; only its header is read now.
 
     Raises:
         FormatError: If the header is damaged or the file is too short.
     """
+    if not file.is_file():
+        raise _damaged(file, "it is a pipe, a device or a folder")
     header, start = _header(file)
     size = file.stat().st_size
     parameters = []
@@ -82,9 +104,16 @@ def read_safetensors(file: Path) -> list[Parameter]:
             dtype, code = _DTYPES[entry["dtype"]]
             shape = tuple(int(n) for n in entry["shape"])
             begin, end = (start + int(n) for n in entry["data_offsets"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise _damaged(file, f'entry "{name}" is malformed') from error
-        if end > size or end - begin != math.prod(shape) * np.dtype(code).itemsize:
+        if (
+            len(shape) > _MAX_RANK
+            or min(shape, default=0) < 0
+            or begin < start
+            or end > size
+        ):
+            raise _damaged(file, f'tensor "{name}" lies outside the file')
+        if end - begin != math.prod(shape) * np.dtype(code).itemsize:
             raise _damaged(file, f'tensor "{name}" does not fit its bytes')
         read = partial(_map, file, np.dtype(code), begin, shape)
         trained = dtype.startswith(("float", "bfloat")) and bool(shape)
@@ -100,7 +129,7 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
         text = stream.read(length)
     try:
         header = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(file, "its header is not JSON") from error
     if not isinstance(header, dict):
         raise _damaged(file, "its header is not a table")

@@ -50,6 +50,19 @@ def summarize_onnx(
     Raises:
         FormatError: If the graph refers to values or data that do not exist.
     """
+    try:
+        return _summarize(model, folder, shapes)
+    except RecursionError as error:
+        raise FormatError(
+            "the graph is nested too deeply to be read\n"
+            "  its functions or branches lie in each other, level after level\n"
+            "  Inline its functions with onnx.inliner, or export it again."
+        ) from error
+
+
+def _summarize(
+    model: onnx.ModelProto, folder: Path | None, shapes: Shapes
+) -> ModelSummary:
     from fgcompile.report.onnx_shapes import infer_sizes
 
     nodes = in_order(model.graph.node, {v.name for v in model.graph.input})

@@ -18,9 +18,10 @@ import torch
 from torch import nn
 from torch.fx import Node as FxNode
 
-from fgcompile.errors import FormatError
+from fgcompile.errors import FgcompileError, FormatError
 from fgcompile.program import Program, module_path, source_line
 from fgcompile.report.fx_sizes import Sizes, tensor_type
+from fgcompile.report.pt2_safety import check_pt2
 from fgcompile.report.summary import (
     Constant,
     InputRef,
@@ -69,14 +70,24 @@ def load_pt2(path: str | os.PathLike[str]) -> torch.export.ExportedProgram:
     """The exported program in a `.pt2` file.
 
     Raises:
-        FormatError: If the file is missing, damaged, or not an exported program.
+        FormatError: If the file is missing, damaged, not an exported program, or could
+            run code when it is opened.
     """
     file = Path(path)
     if not file.is_file():
         raise FormatError(f"no file {file.name}\n  Check the path.")
+    with reading_pt2(file), _quiet():
+        check_pt2(file)
+        return _load(file)
+
+
+@contextmanager
+def reading_pt2(file: Path) -> Iterator[None]:
+    """Whatever torch raises about the program in `file` becomes a FormatError."""
     try:
-        with _quiet():
-            return _load(file)
+        yield
+    except FgcompileError:
+        raise
     except Exception as error:
         first = str(error).strip().partition("\n")[0][:200]
         raise FormatError(

@@ -65,6 +65,7 @@ class _Comparison:
     ) -> None:
         self._before, self._after, self._matching = before, after, matching
         self._inputs = dict(match_ports(before.inputs, after.inputs))
+        self._places: dict[bool, list[str]] = {}
 
     def differences(self, i: int, j: int) -> Iterator[AttributeChange]:
         """What a pair of nodes does not share."""
@@ -82,16 +83,26 @@ class _Comparison:
         A tool that rewrote the graph may have dropped where its nodes came from; the
         node that a neighbour was before still knows.
         """
-        seen = {index}
-        waiting = [index]
-        for current in waiting:
-            node = summary.nodes[current]
-            if name := node.display or node.scope or self._partner(summary, current):
-                return name
+        is_before = summary is self._before
+        if is_before not in self._places:
+            self._places[is_before] = self._all_places(summary)
+        return self._places[is_before][index]
+
+    def _all_places(self, summary: ModelSummary) -> list[str]:
+        """The place of every node, in one walk: operands come before their users."""
+        nearest: list[tuple[float, str]] = []
+        for index, node in enumerate(summary.nodes):
+            name = node.display or node.scope or self._partner(summary, index)
             refs = [o.node for o in node.operands if isinstance(o, NodeRef)]
-            waiting += [ref for ref in refs if ref not in seen]
-            seen.update(refs)
-        return ""
+            above = [nearest[ref] for ref in refs if nearest[ref][1]]
+            if name:
+                nearest.append((0, name))
+            elif above:
+                steps, found = min(above, key=lambda place: place[0])
+                nearest.append((steps + 1, found))
+            else:
+                nearest.append((0, ""))
+        return [name for _, name in nearest]
 
     def _partner(self, summary: ModelSummary, index: int) -> str:
         partner = self._matching.before_of.get(index)

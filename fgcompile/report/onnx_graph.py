@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 Scope = MutableMapping[str, Operand]
 _SMALL = 64
+# Functions that call functions can stand for more nodes than any memory holds.
+_INLINED = 20_000
+_INLINED_PER_NODE = 2
 
 
 class GraphReader:
@@ -53,6 +56,9 @@ class GraphReader:
         self._sizes = sizes
         self._types = {v.name: port_type(v) for v in _typed(model.graph)}
         self._functions = {(f.domain, f.name): f for f in model.functions}
+        self._calls: list[str] = []
+        written = len(model.graph.node) + sum(len(f.node) for f in model.functions)
+        self._inlined_left = _INLINED + _INLINED_PER_NODE * written
 
     def read(self, graph: onnx.GraphProto) -> tuple[Operand, ...]:
         """Add all of a top-level graph; what its outputs return."""
@@ -127,6 +133,16 @@ class GraphReader:
         self, function: Any, call: onnx.NodeProto, scope: Scope, place: str
     ) -> None:
         """Add a model-local function's body in place of its call."""
+        name = f"{call.domain}::{call.op_type}"
+        self._inlined_left -= 1 + len(function.node)
+        if name in self._calls:
+            raise FormatError(f"function {name} calls itself{_CHECK}")
+        if self._inlined_left < 0:
+            raise FormatError(
+                f"function {name} stands for too many nodes\n  its functions call "
+                f"others, level after level{_CHECK}"
+            )
+        self._calls.append(name)
         inner: Scope = ChainMap({})
         given = {a.name: a for a in function.attribute_proto}
         given |= {a.name: a for a in call.attribute}
@@ -137,6 +153,7 @@ class GraphReader:
         self._add_nodes(body, inner, f"{place}{call.op_type}/")
         for result, name in zip(function.output, call.output, strict=False):
             scope[name] = _resolve(inner, result, f"function {call.op_type}")
+        self._calls.pop()
 
     def _constant(self, proto: onnx.NodeProto, place: str) -> Operand:
         (attribute,) = proto.attribute or (None,)
@@ -158,13 +175,20 @@ class GraphReader:
 
         if attribute.HasField("t"):
             return _literal(stored_tensor(attribute.t, self._folder))
-        value = onnx.helper.get_attribute_value(attribute)
+        try:
+            value = onnx.helper.get_attribute_value(attribute)
+        except ValueError as error:
+            raise FormatError(
+                f'attribute "{attribute.name}" has no value of a type that ONNX knows\n'
+                "  Fetch or export the file again: it is damaged."
+            ) from error
         if isinstance(value, bytes):
-            return value.decode(errors="replace")
+            return _text(value)
         if isinstance(value, float):
             return f"{value:.7g}"
         if isinstance(value, list | tuple) or hasattr(value, "__len__"):
-            return str([v.decode() if isinstance(v, bytes) else v for v in value])
+            texts = [_text(v) if isinstance(v, bytes) else v for v in value]
+            return str(texts)
         return str(value)
 
     def _labelled(self, node: Node) -> Node:
@@ -178,6 +202,7 @@ class GraphReader:
         return replace(node, operands=operands)
 
 
+_CHECK = "\n  Check the file with onnx.checker, or export it again."
 _TABLES = {"int64", "int32", "bool", "string"}
 
 
@@ -196,6 +221,10 @@ def _resolve(scope: Scope, name: str, where: str) -> Operand:
             "  Check the file with onnx.checker: it refers to a missing value."
         )
     return scope[name]
+
+
+def _text(value: bytes) -> str:
+    return value.decode(errors="replace")
 
 
 def _literal(parameter: Parameter) -> str:

@@ -73,8 +73,8 @@ def _place_in_name(name: str) -> str:
 def _list(text: str) -> list[str]:
     try:
         value = ast.literal_eval(text) if text else []
-    except (ValueError, SyntaxError):
-        return []
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return []  # not written by an exporter; the parser's stack is small
     return [str(item) for item in value] if isinstance(value, list) else []
 
 

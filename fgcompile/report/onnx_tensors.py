@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
+MAX_RANK = 64
+"""Dims that an array may have, as numpy counts them."""
+
 # A folder in which external data is not looked for: its values stay unknown.
 NO_DATA = Path()
 
@@ -63,7 +66,7 @@ def stored_tensor(tensor: onnx.TensorProto, folder: Path | None) -> Parameter:
         FormatError: If external data is missing, too short, or outside `folder`.
     """
     shape = tuple(tensor.dims)
-    if any(size < 0 for size in shape):
+    if any(size < 0 for size in shape) or len(shape) > MAX_RANK:
         raise _damaged(tensor)
     size_bytes = -(-math.prod(shape) * _bits(tensor.data_type) // 8)
     read: Callable[[], Array] | None
@@ -120,7 +123,7 @@ def _locate(
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     where = f'  tensor "{tensor.name}" refers to "{location}"\n'
-    if folder is None or not location:
+    if folder is None or not location or "\0" in location:
         raise FormatError(
             f"external data of {tensor.name} cannot be found\n{where}"
             "  Save the model to a file, and give its path."
@@ -149,7 +152,7 @@ def _locate(
 
 
 def _number(text: str, where: str) -> int:
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 19:
         raise FormatError(
             f'external data has offset or length "{text}"\n{where}'
             "  Export the model again: both must be whole numbers."
@@ -165,7 +168,10 @@ def _map(file: Path, offset: int, tensor: onnx.TensorProto) -> Array:
     if _bits(tensor.data_type) < 8:
         count = -(-math.prod(shape) * _bits(tensor.data_type) // 8)
         return np.memmap(file, np.uint8, "r", offset, (count,))
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    except KeyError as error:
+        raise _damaged(tensor) from error
     if 0 in shape:
         return np.zeros(shape, dtype)
     return np.memmap(file, dtype, "r", offset, shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from copy import copy as copy_codegen
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,10 @@ def save_program(program: Program, file: Path) -> None:
     Outputs in a class of a library, such as a transformers ModelOutput, come in a dict
     of their names instead: torch.export.load knows no other classes than Python's.
     """
-    torch.export.save(export_program(_with_plain_outputs(program)), file)
+    # Not to the file itself: on a full disk torch's writer ends the whole process.
+    content = io.BytesIO()
+    torch.export.save(export_program(_with_plain_outputs(program)), content)
+    file.write_bytes(content.getbuffer())
 
 
 def _with_plain_outputs(program: Program) -> Program:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from fgcompile.errors import FormatError, GateError
+from fgcompile.errors import ExportError, FormatError, GateError
 from fgcompile.gates import (
     GateConfig,
     attach,
@@ -79,7 +79,7 @@ def test_failed_write_leaves_the_old_gates(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ExportError, match="No space left"):
         save_gates(trained(), tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 

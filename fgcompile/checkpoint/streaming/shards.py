@@ -33,6 +33,8 @@ class Checkpoint:
         self.files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         for file in sorted(folder.glob("*.safetensors")):
+            if not file.is_file():
+                raise FormatError(f"cannot read {file}: it is a pipe or a device")
             try:
                 with safe_open(file, "pt") as stream:
                     for name in list(stream.keys()):

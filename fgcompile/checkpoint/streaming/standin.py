@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fgcompile.capture.state import silence
+from fgcompile.checkpoint.foreign import bounded, foreign
 from fgcompile.gates.fold import Fold
 
 Factors = Mapping[str, Mapping[int, Tensor]]
@@ -24,10 +25,21 @@ def skeleton(cls: Any, config: Any) -> nn.Module:
     """A model of `cls` in eval mode, with real buffers and parameters of ones.
 
     Its memory is that of its largest parameter, for a moment.
+
+    Raises:
+        FormatError: If `cls` makes nothing of `config`.
     """
     from accelerate import init_empty_weights
 
-    with silence(), init_empty_weights(include_buffers=False):
+    with (
+        foreign(
+            f"the configuration does not fit {cls.__name__}",
+            "Give the class that the checkpoint was saved with, and its config.json.",
+        ),
+        silence(),
+        bounded(),
+        init_empty_weights(include_buffers=False),
+    ):
         model: nn.Module = cls(config)
     model.tie_weights()  # type: ignore[operator]
     replace_parameters(model, {n: _ones(p) for n, p in model.named_parameters()})

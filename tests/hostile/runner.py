@@ -1,0 +1,281 @@
+"""Runs cases in a child process with limits; a case that hangs or dies is reported.
+
+The child is forked from a process that has everything imported, works through cases
+one after the other, and says before and after each what it does. If it stops saying
+so, it is killed, and a new child goes on with the next case.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from fgcompile.errors import FgcompileError
+from tests.hostile.guard import Guard, TrespassError
+
+SECONDS = 10.0
+"""Processor time that a case may take, and how long it may wait, times six."""
+BYTES = 2 << 30
+"""Address space that cases may take, above what the process has before them."""
+_IDLE = 0.02
+"""Share of its time that a case uses on a busy machine, if it does not wait."""
+_FORK = multiprocessing.get_context("fork")
+_OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "Unable to allocate", "ENOMEM")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A reader of files.
+
+    Attributes:
+        name: On the command line and in the table.
+        share: How many of all inputs it gets, relative to the others.
+        build: Writes good files into a folder.
+        attack: Damages a copy of them in place; says what it did.
+        use: Reads the copy.
+        commands: Programs that it may run.
+    """
+
+    name: str
+    share: float
+    build: Callable[[Path], None]
+    attack: Callable[[Random, Path], str]
+    use: Callable[[Path], None]
+    commands: tuple[str, ...] = ()
+
+
+@dataclass
+class Outcome:
+    """How a case ended: "accepted", "refused", or a defect."""
+
+    kind: str
+    detail: str = ""
+    change: str = ""
+    seconds: float = 0.0
+    megabytes: int = 0
+
+    @property
+    def defect(self) -> bool:
+        return self.kind not in ("accepted", "refused")
+
+
+@dataclass
+class Tally:
+    """Outcomes of a target's cases.
+
+    Attributes:
+        defects: Numbers of cases, by what went wrong.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    defects: dict[str, list[int]] = field(default_factory=dict)
+    slowest: float = 0.0
+    megabytes: int = 0
+
+    def add(self, number: int, outcome: Outcome) -> None:
+        self.counts[outcome.kind] += 1
+        self.slowest = max(self.slowest, outcome.seconds)
+        self.megabytes = max(self.megabytes, outcome.megabytes)
+        if outcome.defect:
+            key = f"{outcome.kind}: {outcome.detail}"
+            self.defects.setdefault(key, []).append(number)
+
+
+def run_case(
+    target: Target, seed: int, number: int, work: Path, guard: Guard
+) -> Outcome:
+    """One damaged copy of the target's good files, read in this process."""
+    good, case = build(target, work), work / "case"
+    shutil.rmtree(case, ignore_errors=True)
+    shutil.copytree(good, case, symlinks=True, copy_function=_copied)
+    change = target.attack(Random(f"{seed}:{target.name}:{number}"), case)
+    start = time.process_time()
+    guard.start(target.commands)
+    try:
+        kind, detail = _outcome(target, case)
+    finally:
+        guard.stop()
+    if guard.found:
+        kind, detail = "trespass", guard.found[0]
+    return Outcome(kind, detail, change, time.process_time() - start)
+
+
+def build(target: Target, work: Path) -> Path:
+    """The folder of the target's good files."""
+    good = work / target.name
+    if not good.exists():
+        good.mkdir()
+        target.build(good)
+    return good
+
+
+def _copied(source: str, target: str) -> None:
+    os.link(source, target) if _is_special(source) else shutil.copyfile(source, target)
+
+
+def _is_special(file: str) -> bool:
+    return not os.path.isfile(file)
+
+
+def _outcome(target: Target, case: Path) -> tuple[str, str]:
+    streams = io.StringIO(), io.StringIO()
+    try:
+        with (
+            contextlib.redirect_stdout(streams[0]),
+            contextlib.redirect_stderr(streams[1]),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            target.use(case)
+    except FgcompileError as error:
+        if _ran_out(error):
+            return "memory", _place(error)
+        return "refused", type(error).__name__
+    except TrespassError as error:
+        return "trespass", str(error)
+    except MemoryError as error:
+        return "memory", _place(error)
+    except Exception as error:
+        kind = "memory" if _ran_out(error) else "error"
+        return kind, f"{type(error).__name__} at {_place(error)}"
+    return "accepted", ""
+
+
+def _ran_out(error: BaseException | None) -> bool:
+    """Whether an error was caused by a lack of memory, however it was renamed."""
+    while error is not None:
+        text = str(error)
+        if isinstance(error, MemoryError) or any(t in text for t in _OUT_OF_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _place(error: BaseException) -> str:
+    """The last line of the package in the traceback, and the last one of all."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "/fgcompile/" in f.filename or "/passes/" in f.filename]
+    names = [f"{Path(f.filename).name}:{f.lineno}" for f in (*own[-1:], *frames[-1:])]
+    return " < ".join(dict.fromkeys(names))
+
+
+def run(
+    target: Target, seed: int, numbers: range, work: Path, tell: Callable[[str], None]
+) -> Tally:
+    """All cases of a target; each defect is told when it is found."""
+    tally = Tally()
+    build(target, work)
+    waiting = list(numbers)
+    while waiting:
+        for number, outcome in _child(target, seed, waiting, work):
+            waiting = waiting[1:]
+            tally.add(number, outcome)
+            if outcome.defect:
+                detail = f"{outcome.kind}: {outcome.detail}"
+                tell(f"{target.name}:{number} {detail} ({outcome.change})")
+    return tally
+
+
+def _child(
+    target: Target, seed: int, numbers: list[int], work: Path
+) -> Iterator[tuple[int, Outcome]]:
+    """Outcomes until all are there, or the child stopped."""
+    ours, theirs = _FORK.Pipe(duplex=False)
+    process = _FORK.Process(target=_work, args=(target, seed, numbers, work, theirs))
+    process.start()
+    theirs.close()
+    assert process.pid is not None
+    number, change = numbers[0], ""
+    try:
+        while True:
+            fault = _wait(ours, process.pid)
+            if fault:
+                yield number, Outcome(fault, "", change, SECONDS)
+                return
+            try:
+                message = ours.recv()
+            except EOFError:
+                process.join()
+                if process.exitcode:
+                    yield number, Outcome("crash", f"exit {process.exitcode}", change)
+                return
+            if isinstance(message, Outcome):
+                yield number, message
+            else:
+                number = message
+    finally:
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        ours.close()
+
+
+def _wait(pipe: Any, pid: int) -> str:
+    """Nothing, or "hang" if the child says nothing for too long."""
+    start, used = time.monotonic(), _processor_time(pid)
+    while not pipe.poll(0.5):
+        taken = _processor_time(pid) - used
+        waited = time.monotonic() - start
+        if taken > SECONDS or waited > 6 * SECONDS:
+            return "hang"
+        if waited > SECONDS and taken < _IDLE * waited:
+            return "hang"
+    return ""
+
+
+def _processor_time(pid: int) -> float:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:  # no such file system, or the process is gone
+        return 0.0
+    used = text.rpartition(")")[2].split()[11:13]
+    return sum(map(int, used)) / os.sysconf("SC_CLK_TCK")
+
+
+def _work(target: Target, seed: int, numbers: list[int], work: Path, pipe: Any) -> None:
+    """The child: it never returns to the parent's code."""
+    tempfile.tempdir = str(work)
+    sys.dont_write_bytecode = True
+    sys.stdin = io.StringIO()
+    guard = Guard(work, work / "outside")
+    used = _address_space()
+    if used:
+        resource.setrlimit(resource.RLIMIT_AS, (used + BYTES, used + BYTES))
+    before = _peak()
+    for number in numbers:
+        pipe.send(number)
+        outcome = run_case(target, seed, number, work, guard)
+        outcome.megabytes = (_peak() - before) >> 20
+        pipe.send(outcome)
+    pipe.close()
+    os._exit(0)
+
+
+def _address_space() -> int:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
