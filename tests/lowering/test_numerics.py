@@ -203,7 +203,7 @@ def test_dead_units_go(name: str) -> None:
 def test_bfloat16_is_lowered_for_torch() -> None:
     model, x = Net().bfloat16(), X.bfloat16()
     for target in ("fx", "module"):
-        lowered = lower(model, target, example_inputs=(x,))  # type: ignore[arg-type]
+        lowered = lower(model, target, example_inputs=(x,))
         torch.testing.assert_close(lowered(x), model(x))
 
 
@@ -229,7 +229,7 @@ def test_weights_without_a_value_are_refused(value: float) -> None:
 
 def test_buffer_that_makes_every_output_nan_is_refused() -> None:
     model = Normed()
-    model.norm.running_mean.fill_(torch.nan)  # type: ignore[union-attr,operator]
+    model.norm.running_mean.fill_(torch.nan)
     with pytest.raises(VerifyError, match="is NaN or infinite everywhere"):
         lower(model, example_inputs=(X,))
 

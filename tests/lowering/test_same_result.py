@@ -29,7 +29,7 @@ def block() -> nn.Module:
 
 def closed(model: nn.Module, *kinds: str) -> nn.Module:
     """`model` with gates of these kinds, closed in this order."""
-    insert_gates(model, (X,), GateConfig(kinds=kinds))  # type: ignore[arg-type]
+    insert_gates(model, (X,), GateConfig(kinds=kinds))
     found = {gate.kind: gate for gate in gates(model).values()}
     for kind in kinds:
         found[kind].close(CLOSED[kind])
