@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 
 from fgcompile.analysis.coupling import Analysis, find_groups
 from fgcompile.capture import capture
+from fgcompile.capture.state import one_at_a_time
 from fgcompile.capture.trace import is_aten_graph
 from fgcompile.errors import GateError
 from fgcompile.gates.attach import (
@@ -32,6 +33,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Inputs = tuple[Any, ...] | dict[str, Any]
 
 
+@one_at_a_time
 def analyze(
     model: nn.Module | Program, example_inputs: Inputs | None = None
 ) -> Analysis:
@@ -56,6 +58,7 @@ def analyze(
     return find_groups(_without_gates(program))
 
 
+@one_at_a_time
 def insert_gates(
     model: ModuleT,
     example_inputs: Inputs | None = None,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fgcompile.capture import capture
+from fgcompile.capture.state import one_at_a_time
 from fgcompile.checkpoint import MANIFEST, save_module
 from fgcompile.errors import ExportError, VerifyError
 from fgcompile.gates import find_container, gates, remove_gates
@@ -126,6 +127,7 @@ class Lowered:
         return save_lowered(self, Path(path))
 
 
+@one_at_a_time
 def lower(
     model: nn.Module,
     target: Target = "fx",
@@ -142,7 +144,7 @@ def lower(
 
     Dead is whatever provably cannot reach an output: closed gate units, zero rows,
     columns, heads or channels left by any tool, and all that depends on them.
-    `model` itself is not changed.
+    `model` itself is not changed. Calls from several threads wait for each other.
 
     Args:
         model: With or without gates; an nn.Module or FX GraphModule.

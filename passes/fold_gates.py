@@ -190,7 +190,7 @@ def _scale(program: Program, node: Node, factors: Tensor, dim: int) -> None:
     old = program.parameter(node)
     shape = [1] * old.dim()
     shape[dim] = -1
-    new = old.detach() * factors.to(old.dtype).reshape(shape)
+    new = old.detach() * factors.to(old).reshape(shape)
     replace_tensor(program, node, nn.Parameter(new, requires_grad=old.requires_grad))
 
 

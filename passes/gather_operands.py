@@ -120,7 +120,7 @@ def _gather_repeated(shrinkage: Shrinkage, node: Node, step: Move) -> None:
             if not follows and tensor.shape[dim] == mask.shape[dim] != index.size:
                 with shrinkage.program.graph.inserting_before(node):
                     buffer = new_buffer(
-                        shrinkage.program, "index", torch.from_numpy(index)
+                        shrinkage.program, "index", torch.from_numpy(index), operand
                     )
                     taken = _select(shrinkage, operand, dim, buffer)
                 node.replace_input_with(operand, taken)
@@ -183,7 +183,9 @@ def _insert(
     program = shrinkage.program
     tensor = tensor_of(operand)
     assert tensor is not None
-    buffer = new_buffer(program, "index", torch.from_numpy(index.reshape(-1).copy()))
+    buffer = new_buffer(
+        program, "index", torch.from_numpy(index.reshape(-1).copy()), operand
+    )
     if len(index) == 1:
         return _select(shrinkage, operand, dim, buffer)
     # A different set for each outer unit (head): the operand is uniform over those

@@ -72,7 +72,7 @@ def _unpadded(use: WeightUse) -> bool:
 
 def _fold(program: Program, use: WeightUse, values: Array) -> bool:
     weight = program.parameter(use.weight)
-    constant = torch.from_numpy(values).to(weight.dtype)
+    constant = torch.from_numpy(values).to(weight)
     hit = constant != 0
     columns = weight.detach().movedim((use.inputs, use.outputs), (1, 0))
     if not columns[:, hit].any():

@@ -47,7 +47,9 @@ def _widen(
     source = np.where(mask, np.cumsum(mask) - 1, kept)
     before_last = [0, 0] * (rank - 1 - dim)
     padded = call(program, aten.constant_pad_nd.default, node, [*before_last, 0, 1])
-    index = new_buffer(program, "index", torch.from_numpy(source.astype(np.int64)))
+    index = new_buffer(
+        program, "index", torch.from_numpy(source.astype(np.int64)), node
+    )
     wide = call(program, aten.index_select.default, padded, dim, index)
     values = np.where(mask, 0.0, known)
     if not values.any():
@@ -56,4 +58,6 @@ def _widen(
     shape[dim] = -1
     dtype = node.meta["val"].dtype
     constant = torch.from_numpy(values).to(dtype).reshape(shape)
-    return call(program, aten.add.Tensor, wide, new_buffer(program, "values", constant))
+    return call(
+        program, aten.add.Tensor, wide, new_buffer(program, "values", constant, node)
+    )

@@ -125,12 +125,12 @@ def _index(shrinkage: Shrinkage, node: Node) -> None:
             tensor = (
                 tensor.reshape(shape) if tensor.numel() == shape.numel() else tensor
             )
-            indices[dim] = new_buffer(shrinkage.program, "index", tensor)
+            indices[dim] = new_buffer(shrinkage.program, "index", tensor, node)
     node.update_arg(1, indices)
 
 
 def _select_rows(shrinkage: Shrinkage, node: Node, dim: int, row: list[int]) -> None:
-    index = new_buffer(shrinkage.program, "index", torch.tensor(row))
+    index = new_buffer(shrinkage.program, "index", torch.tensor(row), node)
     node.target = aten.index_select.default
     node.args, node.kwargs = (node.args[0], dim, index), {}
 

@@ -106,9 +106,16 @@ def _first_row(origin: Array, rank: int, dim: int) -> list[int]:
     return [int(p) for p in origin[tuple(first)].reshape(-1)]
 
 
-def new_buffer(program: Program, stem: str, tensor: torch.Tensor) -> Node:
-    """A `get_attr` node, placed where the caller's insertion point is."""
+def new_buffer(
+    program: Program, stem: str, tensor: torch.Tensor, beside: Node | None = None
+) -> Node:
+    """A `get_attr` node, placed where the caller's insertion point is.
+
+    Its tensor is on the device of what the node `beside` computes, if one is given.
+    """
     module = program.graph_module
+    if beside is not None:
+        tensor = tensor.to(beside.meta["val"].device)
     name = next(
         name for k in range(10**9) if not hasattr(module, name := f"{stem}_{k}")
     )

@@ -148,7 +148,9 @@ class Analysis:
         classes = np.zeros(self.classes.count, bool)
         for name, indices in closed.items():
             group = self._group(name)
-            chosen = torch.as_tensor(indices, dtype=torch.int64).numpy().reshape(-1)
+            chosen = (
+                torch.as_tensor(indices, dtype=torch.int64).cpu().numpy().reshape(-1)
+            )
             if chosen.size and not 0 <= chosen.min() <= chosen.max() < group.size:
                 raise CouplingError(
                     f"group {name} has units 0 to {group.size - 1}, "

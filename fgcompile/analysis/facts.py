@@ -69,18 +69,25 @@ def find_constants(program: Program, flow: Flow) -> Constants:
 def _buffers(program: Program) -> dict[Node, torch.Tensor]:
     nodes = [n for n in program.graph.find_nodes(op="get_attr") if program.is_buffer(n)]
     tensors = {node: program.parameter(node).detach() for node in nodes}
-    return {n: t for n, t in tensors.items() if t.is_floating_point() and not t.is_meta}
+    return {
+        node: tensor.cpu()
+        for node, tensor in tensors.items()
+        if tensor.is_floating_point() and not tensor.is_meta
+    }
 
 
 def _parameter(
     program: Program, flow: Flow, constants: Constants, name: str, index: int
 ) -> None:
     """Rule (1)."""
-    tensor = program.parameter(flow.values[index].node).detach()
+    tensor = program.parameter(flow.values[index].node).detach().cpu()
     planes = constants.planes[index]
+    if not tensor.numel():
+        return
     varying = [k for k, size in enumerate(tensor.shape) if size > 1]
     if len(varying) == 1:
-        planes[0] = tensor.double().numpy().reshape(planes[0].shape)
+        known = tensor.double() if not tensor.is_complex() else _zeros_of(tensor)
+        planes[0] = known.numpy().reshape(planes[0].shape)
     elif planes:
         used = tensor != 0
         for plane, dim in enumerate(varying):
@@ -90,6 +97,11 @@ def _parameter(
     constants.zero[index] = bool(planes) and bool((planes[0] == 0).all())
     if not planes:
         constants.zero[index] = bool((tensor == 0).all())
+
+
+def _zeros_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Zero where `tensor` is, else NaN: constants are real numbers."""
+    return torch.where(tensor == 0, 0.0, torch.nan).double()
 
 
 def _any(tensor: torch.Tensor, dims: list[int]) -> torch.Tensor:

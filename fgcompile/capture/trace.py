@@ -123,7 +123,9 @@ def _example(value: Any) -> Any:
         return value
     sizes = [size if isinstance(size, int) else size.node.hint for size in value.shape]
     if value.is_floating_point():
-        return torch.randn(sizes, dtype=value.dtype, device=value.device)
+        generator = torch.Generator().manual_seed(0)
+        values = torch.randn(sizes, generator=generator)
+        return values.to(value.device, value.dtype)
     return torch.ones(sizes, dtype=value.dtype, device=value.device)
 
 

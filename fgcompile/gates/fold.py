@@ -99,7 +99,8 @@ def _trial(module: nn.Module, site: GateSite, factors: Tensor) -> list[Fold]:
     if probe is None:
         raise _refusal(site)
     # Factors of the trial: positive and distinct, so that no two dims look alike.
-    trial = torch.rand(len(factors), device=factors.device) + 0.5
+    generator = torch.Generator().manual_seed(0)
+    trial = (torch.rand(len(factors), generator=generator) + 0.5).to(factors.device)
     with eval_mode(module):
         expected = _gated(module, probe, site, trial)
         for candidate in _candidates(module, site, trial):

@@ -236,7 +236,7 @@ def remember_constant(node: Node, tensor: Tensor) -> None:
     """Keeps a small integer tensor at hand: it may be an index."""
     small = tensor.numel() <= _LARGEST_INDEX and not tensor.is_meta
     if small and not tensor.is_floating_point() and not tensor.is_complex():
-        node.meta[_CONSTANT] = tensor
+        node.meta[_CONSTANT] = tensor.cpu()
 
 
 def constant_of(node: Node) -> Tensor | None:

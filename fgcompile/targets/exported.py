@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fgcompile.program import Program
@@ -38,10 +38,34 @@ def save_program(program: Program, file: Path) -> None:
     Outputs in a class of a library, such as a transformers ModelOutput, come in a dict
     of their names instead: torch.export.load knows no other classes than Python's.
     """
+    program = _with_own_memory(_with_plain_outputs(program))
     # Not to the file itself: on a full disk torch's writer ends the whole process.
     content = io.BytesIO()
-    torch.export.save(export_program(_with_plain_outputs(program)), content)
+    torch.export.save(export_program(program), content)
     file.write_bytes(content.getbuffer())
+
+
+def _with_own_memory(program: Program) -> Program:
+    """Parts of larger tensors are copied: a file would hold those as a whole."""
+    nodes = program.graph.find_nodes(op="get_attr")
+    parts = [node for node in nodes if _is_part(program.parameter(node))]
+    if not parts:
+        return program
+    copy = program.copy()
+    for node in parts:
+        tensor = copy.parameter(node)
+        owner, _, name = str(node.target).rpartition(".")
+        module = copy.graph_module.get_submodule(owner)
+        own = tensor.detach().clone(memory_format=torch.contiguous_format)
+        if isinstance(tensor, nn.Parameter):
+            own = nn.Parameter(own, tensor.requires_grad)
+        setattr(module, name, own)
+    copy.graph_module.recompile()
+    return copy
+
+
+def _is_part(tensor: Tensor) -> bool:
+    return tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
 
 
 def _with_plain_outputs(program: Program) -> Program:

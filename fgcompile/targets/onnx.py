@@ -206,9 +206,13 @@ def onnx_session(path: str | Path, threads: int = 0) -> onnxruntime.InferenceSes
             str(path), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:
+        remedy = "Please report the model."
+        if "NOT_IMPLEMENTED" in str(error):
+            # On CPUs it has all kernels for float32, few for other types.
+            remedy = 'Try a model in float32: lower(model.float(), "onnx").'
         raise ExportError(
             f"onnxruntime refuses {Path(path).name}: {cause(error)}\n"
-            "  Nothing was kept. Please report the model."
+            f"  Nothing was kept. {remedy}"
         ) from error
 
 

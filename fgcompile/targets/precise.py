@@ -30,6 +30,9 @@ from fgcompile.targets.verify import (
 EXACT = 1e-9
 """Largest difference of sliced weights, relative to the largest value of an output."""
 
+SMALLEST = 1e-5
+"""Outputs below this count as this large: sums that cancel leave some 1e-16."""
+
 ROUNDINGS = 16
 """How many roundings of a folded weight may add up."""
 
@@ -142,7 +145,7 @@ def _compare(
         if one.shape != other.shape:
             continue  # verify_equal says so
         difference, magnitude = largest_difference(one, other)
-        if not difference <= bound * max(magnitude, 1e-3):
+        if not difference <= bound * max(magnitude, SMALLEST):
             label = program.output_names[k] if k < len(program.output_names) else str(k)
             raise VerifyError(
                 f"output {label} of the lowered model differs by {difference:.3g} in "

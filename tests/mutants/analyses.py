@@ -89,7 +89,8 @@ def _one_user_is_ignored(right: Any) -> Any:
     """Of a value with several readers, the last one sees nothing."""
 
     def needs(flow: Any, constants: Any) -> Any:
-        steps, seen = list(flow.steps), Counter()
+        steps = list(flow.steps)
+        seen: Counter[int] = Counter()
         for step in steps:
             seen.update({v for v in step.operands if v is not None})
         value = next(v for v, count in seen.items() if count > 1)

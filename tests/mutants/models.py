@@ -46,7 +46,7 @@ def _gated(
             steps = torch.linspace(factor, 1.0, gate.size)
             with torch.no_grad():
                 gate.logits.copy_(steps)
-            gate.parametrization = Fractional()  # type: ignore[assignment]
+            gate.parametrization = Fractional()
     return model, inputs
 
 
@@ -87,9 +87,9 @@ def constants() -> Case:
 def no_bias() -> Case:
     """Constants that a map without a bias reads."""
     model, inputs = constants()
-    old = model.down
+    weight = model.get_parameter("down.weight")
     model.down = nn.Linear(8, 8, bias=False)
-    model.down.weight = old.weight
+    model.down.weight = weight
     return model, inputs
 
 
@@ -421,6 +421,8 @@ def split() -> Case:
 
 class Rotary(nn.Module):
     """Scores of queries and keys that are rotated by their positions."""
+
+    frequencies: Tensor
 
     def __init__(self) -> None:
         super().__init__()

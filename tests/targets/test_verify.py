@@ -105,6 +105,8 @@ def test_graph_that_is_not_the_model_is_refused(tmp_path: Any) -> None:
 class Counts(nn.Module):
     """Its forward writes to a buffer, in eval mode too."""
 
+    calls: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.up = nn.Linear(4, 6)

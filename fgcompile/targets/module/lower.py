@@ -20,7 +20,7 @@ from fgcompile.targets.module.resize import resize_parameters
 from fgcompile.targets.module.roles import choices, role_sizes
 from fgcompile.targets.module.search import Attributes, correct_attributes
 from fgcompile.targets.module.uniform import evened
-from fgcompile.targets.verify import TOLERANCE, outputs_of
+from fgcompile.targets.verify import TOLERANCE, largest_difference, outputs_of
 
 
 @dataclass
@@ -150,8 +150,8 @@ def _problem(
     if [f.shape for f in found] != [e.shape for e in expected]:
         return "its outputs have other shapes"
     for got, want in zip(found, expected, strict=True) if values else ():
-        difference = float((got.double() - want.double()).abs().max())
-        scale = max(float(want.double().abs().max()), 1e-3)
+        difference, magnitude = largest_difference(want, got)
+        scale = max(magnitude, 1e-3)
         if not difference <= TOLERANCE.get(want.dtype, 0.0) * scale:
             return f"its outputs differ by {difference / scale:.2g} of their magnitude"
     return None

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
 from torch.fx import Node
 
@@ -196,7 +197,8 @@ def _probe(cls: type) -> Any:
     if not required or any(p.annotation not in (int, "int") for p in required):
         return None
     try:
-        module = cls(*(11, 13, 17, 19)[: len(required)])
+        with torch.random.fork_rng(devices=[]):  # its weights are drawn
+            module = cls(*(11, 13, 17, 19)[: len(required)])
     except Exception:
         return None
     return None if list(module.children()) else module

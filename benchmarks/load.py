@@ -1,0 +1,144 @@
+"""Memory of a process that lowers many models, beside one that only exports them.
+
+    python -m benchmarks.load [--models 200] [--target fx]
+
+Each of the two runs in a process of its own and works on the same models: MLPs,
+convolutions and attention of different sizes, with half of their units closed. The
+slope is that of a line through the resident memory after a warm-up of a quarter of the
+models; `torch.export` alone has one too, as its caches grow with every new graph.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from fgcompile import GateConfig, gates, insert_gates, lower
+from fgcompile.zoo.plain import AttentionBlock
+
+PAGE = resource.getpagesize()
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Resident memory of a process over its models.
+
+    Attributes:
+        models: Number of models.
+        first: After the warm-up [MiB].
+        last: At the end [MiB].
+        slope: Growth per model after the warm-up [KiB].
+        objects: Growth of the number of Python objects per model, after the warm-up.
+        seconds: Wall time of all models [s].
+    """
+
+    models: int
+    first: float
+    last: float
+    slope: float
+    objects: float
+    seconds: float
+
+
+def models() -> Iterator[tuple[nn.Module, tuple[Tensor, ...], str]]:
+    """Models without end, of ever new sizes, with inputs and a kind of group."""
+    number = 0
+    while True:
+        size = 8 + 2 * (number // 3 % 20)
+        if number % 3 == 0:
+            layers = (nn.Linear(6, size), nn.GELU(), nn.Linear(size, 3))
+            yield nn.Sequential(*layers).eval(), (torch.randn(2, 6),), "mlp"
+        elif number % 3 == 1:
+            convolutions = (nn.Conv2d(3, size, 3), nn.ReLU(), nn.Conv2d(size, 4, 3))
+            image = torch.randn(2, 3, 9, 9)
+            yield nn.Sequential(*convolutions).eval(), (image,), "conv"
+        else:
+            block = AttentionBlock(16, 4, size).eval()
+            yield block, (torch.randn(2, 5, 16),), "head"
+        number += 1
+
+
+def work(count: int, verb: str, target: str) -> Growth:
+    """Lowers or exports `count` models in this process."""
+    torch.set_num_threads(1)
+    memory, objects, start = [], [], time.perf_counter()
+    for _, (model, inputs, kind) in zip(range(count), models(), strict=False):
+        if verb == "export":
+            torch.export.export(model, inputs, strict=False)
+        else:
+            _lower(model, inputs, kind, target)
+        gc.collect()
+        memory.append(_resident())
+        objects.append(len(gc.get_objects()))
+    warm = count // 4
+    return Growth(
+        count,
+        memory[warm] / 2**20,
+        memory[-1] / 2**20,
+        _slope(memory[warm:]) / 2**10,
+        _slope(objects[warm:]),
+        time.perf_counter() - start,
+    )
+
+
+def _lower(
+    model: nn.Module, inputs: tuple[Tensor, ...], kind: Any, target: Any
+) -> None:
+    insert_gates(model, inputs, GateConfig(kinds=(kind,)))
+    for gate in gates(model).values():
+        gate.close(list(range(0, gate.size, 2)))
+    lower(model, target)
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+
+
+def _slope(values: list[int]) -> float:
+    return float(np.polyfit(np.arange(len(values)), values, 1)[0])
+
+
+def measure(count: int, verb: str, target: str = "fx") -> Growth:
+    """What `work` returns, from a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.load", "--models", str(count)]
+    command += ["--verb", verb, "--target", target]
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+    return Growth(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    """Prints the growth of both, or works as one of them."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.load")
+    parser.add_argument("--models", type=int, default=200)
+    parser.add_argument("--target", default="fx")
+    parser.add_argument("--verb", choices=["lower", "export"])
+    options = parser.parse_args()
+    if options.verb is not None:
+        growth = work(options.models, options.verb, options.target)
+        print(json.dumps(asdict(growth)))
+        return
+    table = Table("", *(name for name in Growth.__annotations__))
+    for verb in ("export", "lower"):
+        growth = measure(options.models, verb, options.target)
+        table.add_row(verb, *(f"{value:.4g}" for value in asdict(growth).values()))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
