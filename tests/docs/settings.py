@@ -1,4 +1,4 @@
-"""What a page takes for granted: the names and files that its code starts from."""
+"""What a page takes for granted before its code runs, and what must hold after it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from docs import figures
 from fgcompile import GateConfig, insert_gates, lower, remove_gates
 from fgcompile.capture import default_inputs
 from fgcompile.zoo.models import entry
@@ -55,3 +56,14 @@ SETTINGS: dict[str, Callable[[Names], None]] = {
     "reports.md": reports,
     "targets.md": targets,
 }
+
+
+def figures_are_these(names: Names) -> None:
+    """The figures that lie beside the page show what its code made."""
+    for name, figure in figures.FIGURES.items():
+        file = figures.FOLDER / f"{name}.svg"
+        drawn = figure(names).svg()
+        assert drawn == file.read_text("utf-8"), "run python docs/figures.py, and look"
+
+
+CHECKS: dict[str, Callable[[Names], None]] = {"how-it-works.md": figures_are_these}

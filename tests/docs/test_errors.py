@@ -81,7 +81,10 @@ def raised() -> Iterator[Raised]:
 
 def _messages(node: ast.AST) -> Iterator[tuple[ast.Call, str]]:
     """Calls that make the message of an error, and its class."""
-    if isinstance(node, ast.Call) and ast.unparse(node.func) in ERRORS.keys() - OWN_TEXT:
+    if (
+        isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ERRORS.keys() - OWN_TEXT
+    ):
         yield node, ast.unparse(node.func)
     if isinstance(node, ast.ClassDef) and node.name in OWN_TEXT:
         for call in ast.walk(node):
@@ -135,7 +138,9 @@ def test_every_class_has_a_section() -> None:
 def test_every_message_is_documented(name: str) -> None:
     own = [found for found in ALL if found.error == name and not found.computed]
     assert own
-    missing = [f for f in own if not any(covers(entry, f.text) for entry in INDEX[name])]
+    missing = [
+        f for f in own if not any(covers(entry, f.text) for entry in INDEX[name])
+    ]
     assert [*map(str, missing)] == [], "describe them in docs/errors.md"
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from fgcompile.rules import registry
 from tests.docs.pages import DOCS, has_git, read
-from tests.docs.settings import SETTINGS
+from tests.docs.settings import CHECKS, SETTINGS
 
 CONSOLE = {"tutorial.md"}
 """Pages whose console blocks run too; those of other pages show what is not here."""
@@ -46,6 +46,7 @@ def test_page_runs_from_top_to_bottom(
     SETTINGS.get(name, lambda names: None)(page.namespace)
     for example in page:
         example.evaluate()
+    CHECKS.get(name, lambda names: None)(page.namespace)
 
 
 @pytest.mark.parametrize("name", CODED)
