@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import fgcompile
 
 project = "fgcompile"
@@ -25,6 +29,15 @@ autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"
+
+# What `--help` says, as a page. The last verb is for git, not for people.
+_docs = [sys.executable, "-m", "typer", "fgcompile.cli", "utils", "docs"]
+_root = Path(__file__).resolve().parents[1]
+_text = subprocess.check_output([*_docs, "--name", "fgcompile"], cwd=_root, text=True)
+_page = _root / "docs" / "generated" / "cli.md"
+_page.parent.mkdir(exist_ok=True)
+_page.write_text(_text.partition("## `fgcompile textconv`")[0], encoding="utf-8")
+exclude_patterns = ["generated"]
 
 html_theme = "furo"
 html_title = f"fgcompile {release}"

@@ -199,6 +199,10 @@ def liveness(names: dict[str, Any]) -> Drawing:
     return d
 
 
+def _constant(value: float) -> Cell:
+    return Cell(PLAIN, "~") if np.isnan(value) else Cell(ORANGE, f"{value:g}")
+
+
 def rectangular(names: dict[str, Any]) -> Drawing:
     """Dead dims of the queries, of one head and of both."""
     both = names["model"]

@@ -18,7 +18,7 @@ Names = dict[str, Any]
 
 
 def targets(names: Names) -> None:
-    """Two pruned models, tokens for one; `check_hidden` compares what a runtime says."""
+    """Two pruned models, tokens for one, and `check_hidden` for what a runtime says."""
     for package in ("onnxruntime", "openvino"):
         pytest.importorskip(package)
     ids = torch.randint(3, 60, (2, 9))

@@ -70,6 +70,9 @@ OWN_TEXT = {
 """Classes that make their messages themselves."""
 
 
+_INIT = "super().__init__"
+
+
 def raised() -> Iterator[Raised]:
     """All messages in the source, `…` in place of what is computed."""
     for file, tree in TREES.items():
@@ -88,9 +91,8 @@ def _messages(node: ast.AST) -> Iterator[tuple[ast.Call, str]]:
         yield node, ast.unparse(node.func)
     if isinstance(node, ast.ClassDef) and node.name in OWN_TEXT:
         for call in ast.walk(node):
-            if isinstance(call, ast.Call):
-                if ast.unparse(call.func) == "super().__init__":
-                    yield call, node.name
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == _INIT:
+                yield call, node.name
 
 
 def _template(text: ast.AST) -> str:
