@@ -36,7 +36,9 @@ _root = Path(__file__).resolve().parents[1]
 _text = subprocess.check_output([*_docs, "--name", "fgcompile"], cwd=_root, text=True)
 _page = _root / "docs" / "generated" / "cli.md"
 _page.parent.mkdir(exist_ok=True)
-_page.write_text(_text.partition("## `fgcompile textconv`")[0], encoding="utf-8")
+_lines = _text.partition("## `fgcompile textconv`")[0].splitlines()
+_shown = [line for line in _lines if not line.startswith("* `textconv`")]
+_page.write_text("\n".join(_shown) + "\n", encoding="utf-8")
 exclude_patterns = ["generated"]
 
 html_theme = "furo"
@@ -44,4 +46,6 @@ html_title = f"fgcompile {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_show_copyright = False
 html_show_sphinx = False
+smartquotes = False  # `--explain` in a text is two hyphens
