@@ -17,7 +17,8 @@ from tests.test_layout import ROOT, source_files
 SMOKE = """
 import torch, fgcompile, fgcompile.passes.pipeline
 from fgcompile.cli import main
-model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+from torch.nn import Linear, ReLU
+model = torch.nn.Sequential(Linear(4, 8), ReLU(), Linear(8, 2))
 fgcompile.insert_gates(model, (torch.ones(2, 4),), fgcompile.GateConfig(kinds=("mlp",)))
 fgcompile.gates(model)["mlp"].close([0, 1, 2])
 lowered = fgcompile.lower(model.eval())
