@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch.utils._pytree import TreeSpec
 
 
@@ -24,17 +22,9 @@ def _paths(spec: TreeSpec) -> list[tuple[str, ...]]:
     keys = _keys(spec)
     return [
         (key, *path)
-        for key, child in zip(keys, children_of(spec), strict=True)
+        for key, child in zip(keys, spec.children(), strict=True)
         for path in _paths(child)
     ]
-
-
-def children_of(spec: Any) -> list[TreeSpec]:
-    """The specs inside `spec`; torch 2.9 has them as an attribute."""
-    children: list[TreeSpec] = (
-        spec.children() if hasattr(spec, "children") else spec.children_specs
-    )
-    return children
 
 
 def _keys(spec: TreeSpec) -> list[str]:

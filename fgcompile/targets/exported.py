@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fgcompile.capture.names import children_of
 from fgcompile.program import Program
 
 _PLAIN = (dict, list, tuple)
@@ -57,7 +56,7 @@ def _with_plain_outputs(program: Program) -> Program:
 def _is_plain(spec: pytree.TreeSpec) -> bool:
     """Whether a nest of outputs is of Python's own classes."""
     own = spec.is_leaf() or spec.type in _PLAIN
-    return own and all(map(_is_plain, children_of(spec)))
+    return own and all(map(_is_plain, spec.children()))
 
 
 def _dynamic(value: Any) -> Any:

@@ -44,8 +44,8 @@ _CONSOLE = CodeBlockParser("console", run_console)
 
 def read(name: str, *, console: bool) -> Document:
     """The page of docs/ with that name; its console blocks are examples if asked."""
-    parsers = [_PYTHON, _CONSOLE] if console else [_PYTHON]
-    document = Sybil(parsers).parse(DOCS / name)
+    sybil = Sybil([_PYTHON, _CONSOLE] if console else [_PYTHON])
+    document = sybil.parse(DOCS / name)
     document.namespace["__name__"] = "page"
     return document
 

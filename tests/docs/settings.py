@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from docs import figures
+from docs import draw_figures
 from fgcompile import GateConfig, insert_gates, lower, remove_gates
 from fgcompile.capture import default_inputs
 from fgcompile.zoo.models import entry
@@ -60,10 +60,10 @@ SETTINGS: dict[str, Callable[[Names], None]] = {
 
 def figures_are_these(names: Names) -> None:
     """The figures that lie beside the page show what its code made."""
-    for name, figure in figures.FIGURES.items():
-        file = figures.FOLDER / f"{name}.svg"
+    for name, figure in draw_figures.FIGURES.items():
+        file = draw_figures.FOLDER / f"{name}.svg"
         drawn = figure(names).svg()
-        assert drawn == file.read_text("utf-8"), "run python docs/figures.py, and look"
+        assert drawn == file.read_text("utf-8"), "run python docs/draw_figures.py, and look"
 
 
 CHECKS: dict[str, Callable[[Names], None]] = {"how-it-works.md": figures_are_these}

@@ -1,6 +1,6 @@
 """Draws the figures of how-it-works.md from the objects that its code makes.
 
-`python docs/figures.py` writes docs/figures/*.svg; the test suite compares them.
+`python docs/draw_figures.py` writes docs/figures/*.svg; the test suite compares them.
 """
 
 from __future__ import annotations
