@@ -63,7 +63,9 @@ def figures_are_these(names: Names) -> None:
     for name, figure in draw_figures.FIGURES.items():
         file = draw_figures.FOLDER / f"{name}.svg"
         drawn = figure(names).svg()
-        assert drawn == file.read_text("utf-8"), "run python docs/draw_figures.py, and look"
+        assert drawn == file.read_text("utf-8"), (
+            "run python docs/draw_figures.py, and look"
+        )
 
 
 CHECKS: dict[str, Callable[[Names], None]] = {"how-it-works.md": figures_are_these}
