@@ -11,10 +11,6 @@ class CaptureError(FgcompileError):
     """The model could not be turned into a graph."""
 
 
-class UnsupportedOpError(FgcompileError):
-    """An operator has no dimension rule where one is required."""
-
-
 class CouplingError(FgcompileError):
     """A dimension rule and the shapes in the graph contradict each other."""
 

@@ -25,14 +25,19 @@ def status(model: nn.Module) -> dict[str, Any]:
     """Where the gates of `model` stand.
 
     Returns:
-        `open`: fraction of open units by kind. `cost`: fraction of the gated cost in
-        open units, by `params` and `macs`, counted in eval; with a limit on latency
-        also the `latency` predicted for them, over the dense model's. `target`, `goal`
-        and `gap` (cost minus goal): of every limit, in the same unit; empty without a
-        budget. `steps`: optimizer steps that moved a gate. `forwards`: training
-        forwards. `penalties`: how often the sparsity term was computed in training.
-        `met`: whether the cost is below every limit, or within 0.01 of it.
-        `problems`: sentences about what went wrong; they are logged as warnings too.
+        A dict with these entries.
+
+        - `open`: fraction of open units by kind.
+        - `cost`: fraction of the gated cost in open units, by `params` and `macs`,
+          counted in eval; with a limit on latency also the `latency` predicted for
+          them, over the dense model's.
+        - `target`, `goal` and `gap` (cost minus goal): of every limit, in the same
+          unit; empty without a budget.
+        - `steps`: optimizer steps that moved a gate.
+        - `forwards`: training forwards.
+        - `penalties`: how often the sparsity term was computed in training.
+        - `met`: whether the cost is below every limit, or within 0.01 of it.
+        - `problems`: sentences about what went wrong; they are logged as warnings too.
 
     Raises:
         GateError: If `model` has no gates.

@@ -141,9 +141,12 @@ def distillation_loss(model: nn.Module) -> Tensor:
     """
     hook = _hook_of(model)
     if hook is None or hook.term is None:
-        why = "has no teacher" if hook is None else "holds no term of its own"
+        name = type(model).__name__
+        missing = f"{name} has no teacher"
+        if hook is not None:
+            missing = f"{name} holds no term of its own"
         raise GateError(
-            f"{type(model).__name__} {why}\n"
+            f"{missing}\n"
             "  Call distill(model, teacher), then the model in training; a loss that "
             "it returns has the term already."
         )

@@ -155,8 +155,11 @@ def pst_status(model: nn.Module) -> dict[str, Any]:
     """Where the training stands.
 
     Returns:
-        `steps`: optimizer steps so far, of `total`. `sparsity`: what the schedule asks
-        now; `goal`: in the end. `zeros`: fraction of the entries that are masked.
+        A dict with these entries.
+
+        - `steps`: optimizer steps so far, of `total`.
+        - `sparsity`: what the schedule asks now; `goal`: in the end.
+        - `zeros`: fraction of the entries that are masked.
 
     Raises:
         GateError: If `model` has no scores.

@@ -50,6 +50,17 @@ def addmm(node: Node) -> DimRule | None:
     )
 
 
+@dim_rule("aten::bilinear")
+def bilinear(node: Node) -> DimRule:
+    """`x A_o y + b_o` for each output `o`, weight stored output first."""
+    a = arguments(node)
+    return DimRule(
+        "... i, ... j, o i j, o -> ... o",
+        operands=(a["input1"], a["input2"], a["weight"], a["bias"]),
+        addends=(3,),
+    )
+
+
 def _matmul_pattern(left: int, right: int) -> str:
     if left == 1:
         tokens = ("i", "i") if right == 1 else ("i", "... i o")

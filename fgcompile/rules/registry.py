@@ -47,8 +47,9 @@ class DimRule:
             `mixing` each output element from whole rows along the pinned factors;
             `normalization` statistics over `statistics`, then scale and shift;
             `reduction` of one operand over its left-only factors.
-        operands: Nodes that the pattern's operands stand for; names of earlier
-            `output`s; None where absent. Default: the tensor arguments in order.
+        operands: Nodes that the pattern's operands stand for; names that earlier
+            steps gave as `output`; None where absent. Default: the tensor arguments
+            in order.
         annihilators: Pointwise and mixing: positions of operands in which a zero
             makes the result zero, whatever the others are (a product, a pooling).
         addends: Contraction only: positions of operands that are added to the sum.

@@ -331,6 +331,31 @@ def test_tied_weight_shrinks_for_all_its_uses_or_not_at_all() -> None:
     assert_equal(program, lowered)
 
 
+class Pairs(nn.Module):
+    """Two branches, of which every pair of units has a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 6), nn.Linear(4, 5)
+        self.pair, self.down = nn.Bilinear(6, 5, 7), nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.pair(self.left(x), self.right(x)))
+
+
+def test_all_three_dims_of_a_bilinear_weight_shrink() -> None:
+    model = Pairs()
+    for rows, dead in ((model.left, (0, 3)), (model.right, (1,))):
+        zero(rows.weight, *dead)
+        zero(rows.bias, *dead)
+    zero(model.down.weight, 2, 4, 6, dim=1)
+    program = program_of(model, X)
+    before = program.copy()
+    assert eliminate_dead_dims(program)
+    assert shapes(program)["pair.weight"] == [4, 4, 4]
+    assert_equal(before, program)
+
+
 class ConvNet(nn.Module):
     """Convolutions with batch norms, as in a residual network."""
 

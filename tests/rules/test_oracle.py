@@ -56,6 +56,7 @@ def example(name: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
             "",
             (image, t(4), t(4), t(4), t(4).abs() + 1, False, 0.1, 1e-5, False),
         ),
+        "bilinear": ("", (x, t(2, 3, 5), t(6, 4, 5), t(6))),
         "bmm": ("", (x, t(2, 4, 5))),
         "conv1d": ("", (t(2, 3, 7), t(5, 3, 3), t(5))),
         "conv2d": ("", (image, t(6, 2, 3, 3), t(6), [1, 1], [1, 1], [1, 1], 2)),
