@@ -141,9 +141,9 @@ def weight_error(exact: Path, rounded: Path) -> float:
             continue
         integers, zero = have[f"{name}_quantized"], have[f"{name}_zero_point"]
         values = (integers.astype(np.float64) - zero) * scale
-        # The quantiser turns a Gemm's weight into a MatMul's.
-        values = values.T if values.shape != matrix.shape else values
-        lost += float(((values - matrix) ** 2).sum())
+        # The quantiser turns the weight of a Gemm into that of a MatMul.
+        turned = (v for v in (values, values.T) if v.shape == matrix.shape)
+        lost += min(float(((v - matrix) ** 2).sum()) for v in turned)
         total += float((matrix**2).sum())
     return (lost / total) ** 0.5
 

@@ -23,6 +23,7 @@ from fgcompile.cli.output import (
     UsageError,
     render,
     status,
+    took,
     working,
     write,
 )
@@ -109,10 +110,10 @@ def _stream(model: Path, gates: Path | None, out: Path, uniform: bool) -> GraphD
     """Lowers a checkpoint tensor by tensor, whatever its size."""
     cls, config = model_class(str(model))
     gate = None if gates is None else partial(_gate, folder=gates)
-    with Progress(
-        *Progress.get_default_columns(), console=Console(stderr=True), transient=True
-    ) as bar:
-        task = bar.add_task(f"lowering {model} to module", total=None)
+    what = f"lowering {model} to module"
+    columns, console = Progress.get_default_columns(), Console(stderr=True)
+    with took(what), Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
         lower_checkpoint(
             *(model, cls, config, gate, out),
             uniform=uniform,

@@ -100,7 +100,7 @@ def shrink_module(
     sizes = role_sizes(program, lowered)
     options = choices(model, sizes)
     config = copy.deepcopy(getattr(model, "config", None))
-    resize_parameters(model, lowered)
+    resize_parameters(model, lowered, share=not values)
     attributes, problem = correct_attributes(
         model, options, lambda: _problem(model, inputs, expected, values)
     )
