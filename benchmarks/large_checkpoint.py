@@ -30,7 +30,6 @@ from fgcompile import GateConfig, gates, insert_gates, save_gates
 from fgcompile.checkpoint.streaming.shards import write_shards
 from fgcompile.checkpoint.streaming.standin import skeleton
 
-
 RESULT = "large-checkpoint"
 
 
