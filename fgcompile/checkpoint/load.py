@@ -15,7 +15,12 @@ from torch import nn
 from fgcompile.capture.state import silence
 from fgcompile.checkpoint.manifest import Manifest
 from fgcompile.errors import FgcompileError, FormatError
-from fgcompile.targets.module import apply_attributes, resize_parameter
+from fgcompile.targets.module import (
+    History,
+    apply_attributes,
+    remember,
+    resize_parameter,
+)
 
 
 def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -37,11 +42,13 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     manifest = Manifest.read(folder)
     manifest.check_files(folder)
     try:
-        if model is not None:
+        if model is None:
+            model = _load_transformers(folder, manifest)
+        else:
             shrink(model, manifest)
             load_model(model, str(folder / "model.safetensors"))
-            return model.eval()
-        return _load_transformers(folder, manifest)
+        remember(model, _history(manifest))
+        return model.eval()
     except FgcompileError:
         raise
     except (
@@ -66,6 +73,14 @@ def shrink(model: nn.Module, manifest: Manifest) -> None:
     apply_attributes(model, manifest.attributes)
 
 
+def _history(manifest: Manifest) -> History:
+    kept = {
+        name: {int(dim): torch.tensor(index) for dim, index in dims.items()}
+        for name, dims in manifest.kept.items()
+    }
+    return History(kept, manifest.attributes)
+
+
 def _load_transformers(folder: Path, manifest: Manifest) -> nn.Module:
     cls = _class(manifest.model, folder)
     text = json.loads((folder / "config.json").read_text("utf-8"))
@@ -85,7 +100,7 @@ def _load_transformers(folder: Path, manifest: Manifest) -> nn.Module:
             f"{folder} has no fitting weights for {len(wrong)} parameters of "
             f"{manifest.model}, among them {wrong[0]}\n  Save the model again."
         )
-    loaded: nn.Module = model.eval()
+    loaded: nn.Module = model
     return loaded
 
 
