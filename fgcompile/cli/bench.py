@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import nn
 
 from fgcompile.analysis.coupling import Analysis
+from fgcompile.capture import default_inputs
 from fgcompile.cli.analyze import Form
 from fgcompile.cli.models import open_model
 from fgcompile.cli.output import OutputOption, UsageError, working, write
@@ -90,7 +91,7 @@ def bench(
         made = len(models) == 1 and not models[0].endswith(".onnx")
         if made:
             model = open_model(models[0])
-            analysis = analyze(model)
+            analysis = analyze(model, default_inputs(model, length=length))
             files = list(_smaller(model, analysis, shares, Path(folder)))
         else:
             files = [_File(name, Path(name)) for name in models]

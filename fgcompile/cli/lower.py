@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 from rich.console import Console
@@ -29,7 +29,7 @@ from fgcompile.cli.output import (
 )
 from fgcompile.compiler import insert_gates
 from fgcompile.gates import load_gates, saved_config
-from fgcompile.lowering import Target
+from fgcompile.lowering import Target, check_options
 from fgcompile.lowering import lower as lower_model
 from fgcompile.report import GraphDiff
 from fgcompile.report.diff import diff as diff_models
@@ -44,7 +44,12 @@ def lower(
         typer.Option("--out", "-o", help="File or folder to write; it appears whole."),
     ],
     target: Annotated[
-        str, typer.Option("--target", "-t", help=f"What to make: {TARGETS}.")
+        str,
+        typer.Option(
+            *("--target", "-t"),
+            help=f"What to make: {TARGETS}.",
+            autocompletion=lambda: list(get_args(Target)),
+        ),
     ] = "onnx",
     gates: Annotated[
         Path | None,
@@ -60,9 +65,15 @@ def lower(
         typer.Option("--cache", help="Write an ONNX decoder with its key-value cache."),
     ] = False,
     uniform: Annotated[
-        bool,
-        typer.Option("--uniform", help="Target module: all layers keep equally many."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--uniform/--no-uniform",
+            help="Target module, or --cache: all layers keep equally many units, so "
+            "that other loaders can read the result. By default only the heads of "
+            "--cache do.",
+            show_default=False,
+        ),
+    ] = None,
     form: FormatOption = Format.TERMINAL,
     budget: BudgetOption = None,
     exit_code: ExitCodeOption = False,
@@ -75,12 +86,18 @@ def lower(
 
     The report of what changed goes to standard output, progress to standard error.
 
+    Target module reads a folder of safetensors tensor by tensor, whatever its size.
+
     Example: fgcompile lower my-bert --gates my-gates --target onnx --out out/
     """
     if target not in get_args(Target):
         raise UsageError(f'unknown target "{target}"\n  Targets are {TARGETS}.')
+    quantization: Literal["int8"] | None = "int8" if int8 else None
+    check_options(target, quantization, cache)  # type: ignore[arg-type]
     if target == "module" and list(Path(model).glob("*.safetensors")):
-        changes = _stream(Path(model), gates, out, uniform).with_budgets(budget or [])
+        changes = _stream(Path(model), gates, out, bool(uniform)).with_budgets(
+            budget or []
+        )
         write(render(changes, form, max_chars), report)
         return status([changes], exit_code)
     with working(f"loading {model}"):
@@ -92,7 +109,7 @@ def lower(
             opened,
             target,  # type: ignore[arg-type]
             out,
-            quantization="int8" if int8 else None,
+            quantization=quantization,
             cache=cache,
             uniform=uniform,
         )
