@@ -170,3 +170,18 @@ def test_a_checkpoint_of_other_sizes_is_refused(pair: Any, tmp_path: Path) -> No
         lower_checkpoint(
             pair[1], type(model), type(model).config_class(**config), None, tmp_path
         )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no /proc to read memory from")
+def test_memory_is_bounded_and_a_killed_run_is_made_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import large_checkpoint, record
+
+    monkeypatch.setattr(record, "FOLDER", tmp_path / "results")
+    large_checkpoint.main(1.5, tmp_path, kill=True)
+    found = record.read(large_checkpoint.RESULT)
+    assert found["peak_gb"] <= found["limit_gb"] < 1.6 * found["checkpoint_gb"]
+    assert found["lowered_gb"] < 0.7 * found["checkpoint_gb"]
+    assert found["left_by_the_killed_run"] == []
