@@ -1,6 +1,6 @@
 """Lowers a synthetic checkpoint of several gigabytes, and watches the memory.
 
-    python benchmarks/large_checkpoint.py --gigabytes 6
+    python -m benchmarks.large_checkpoint --gigabytes 6
 
 A Llama-shaped checkpoint of random bfloat16 numbers is written in shards, half of its
 heads and channels are closed, and `fgcompile lower --target module` runs in a process
@@ -10,7 +10,7 @@ of its own. With `--kill`, a first run is killed half-way.
 from __future__ import annotations
 
 import json
-import resource
+import re
 import signal
 import subprocess
 import sys
@@ -25,9 +25,12 @@ import typer
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.record import write
 from fgcompile import GateConfig, gates, insert_gates, save_gates
 from fgcompile.checkpoint.streaming.shards import write_shards
 from fgcompile.checkpoint.streaming.standin import skeleton
+
+RESULT = "large-checkpoint"
 
 
 def main(
@@ -37,7 +40,7 @@ def main(
     ] = None,
     kill: Annotated[bool, typer.Option(help="Kill a first run half-way.")] = False,
 ) -> None:
-    """Prints time, peak memory and sizes as JSON."""
+    """Writes time, peak memory and sizes as JSON, and prints them."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         work = Path(name)
         config = _config(gigabytes)
@@ -50,16 +53,18 @@ def main(
         ]
         killed = _kill_half_way(command, work) if kill else None
         start = time.perf_counter()
-        subprocess.run(command, check=True)
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        peak = _peak(command)
         result = {
-            "checkpoint_gb": _size(work / "dense") / 1e9,
-            "lowered_gb": _size(work / "small") / 1e9,
-            "largest_tensor_gb": largest / 1e9,
-            "peak_gb": peak / 1e9,
-            "seconds": time.perf_counter() - start,
-            "left_by_the_killed_run": killed,
+            "checkpoint_gb": round(_size(work / "dense") / 1e9, 2),
+            "lowered_gb": round(_size(work / "small") / 1e9, 2),
+            "largest_tensor_gb": round(largest / 1e9, 3),
+            "limit_gb": round(2 + 2 * largest / 1e9, 2),
+            "peak_gb": round(peak / 1e9, 2),
+            "seconds": round(time.perf_counter() - start),
         }
+        if killed is not None:
+            result["left_by_the_killed_run"] = killed
+        write(RESULT, result)
         print(json.dumps(result, indent=1))
 
 
@@ -102,6 +107,23 @@ def _write_gates(folder: Path, config: LlamaConfig) -> None:
     for gate in gates(model).values():
         gate.close(torch.randperm(gate.size)[: gate.size // 2])
     save_gates(model, folder)
+
+
+def _peak(command: list[str]) -> int:
+    """Bytes that a process had in memory at most, with the pages of mapped files.
+
+    The kernel's own count for children starts with what the parent had.
+    """
+    process = subprocess.Popen(command)
+    peak = 0
+    while process.poll() is None:
+        status = Path(f"/proc/{process.pid}/status").read_text("utf-8")
+        found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        peak = max(peak, int(found[1]) * 1024 if found else 0)
+        time.sleep(0.05)
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    return peak
 
 
 def _kill_half_way(command: list[str], work: Path) -> list[str]:

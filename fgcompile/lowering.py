@@ -182,7 +182,7 @@ def lower(
             '  Targets are "fx" (GraphModule), "module" (same class), "onnx" (file for '
             'onnxruntime) and "openvino".'
         )
-    _check_options(target, quantization, cache)
+    check_options(target, quantization, cache)
     if path is not None and target != "module":
         _destination(target, Path(path))
     container = find_container(model) if isinstance(model, nn.Module) else None
@@ -210,7 +210,12 @@ def lower(
     return result
 
 
-def _check_options(target: Target, quantization: str | None, cache: bool) -> None:
+def check_options(target: Target, quantization: str | None, cache: bool) -> None:
+    """Refuses what `target` has no use for.
+
+    Raises:
+        ExportError: Names the option.
+    """
     if quantization not in (None, "int8"):
         raise ExportError(
             f"unknown quantization {quantization!r}\n"

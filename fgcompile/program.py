@@ -225,3 +225,25 @@ def source_line(node: Node) -> str:
     for file, line in reversed(own or frames):
         return f"{os.path.basename(file)}:{line}"
     return ""
+
+
+def without_repeats(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor`, with size 1 along every dim whose entries share one place in memory.
+
+    Such dims come from `expand`. What holds for all of their entries can be found on
+    one, in no memory of its own.
+    """
+    for dim in range(tensor.dim()):
+        if tensor.stride(dim) == 0 and tensor.shape[dim] > 1:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
+def select(tensor: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
+    """`tensor.index_select(dim, index)`; repeats still share their memory."""
+    shape = list(tensor.shape)
+    shape[dim] = index.numel()
+    core = without_repeats(tensor)
+    if core.shape[dim] == tensor.shape[dim]:
+        core = core.index_select(dim, index)
+    return core.expand(shape)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fgcompile.passes.shrinkage import Shrinkage, fake_like
+from fgcompile.program import select
 
 
 def slice_parameters(shrinkage: Shrinkage) -> None:
@@ -30,7 +31,7 @@ def _slice(shrinkage: Shrinkage, name: str, index: int) -> torch.Tensor:
         keep = shrinkage.survivors.positions(index, plane).reshape(-1)
         if keep.size < ids.shape[dim]:
             indices = torch.from_numpy(keep)
-            new = new.index_select(dim, indices.to(new.device))
+            new = select(new, dim, indices.to(new.device))
             _record(shrinkage, name, dim, indices)
     parameter = nn.Parameter(new, requires_grad=old.requires_grad)
     setattr(module, leaf, parameter)

@@ -25,7 +25,7 @@ import torch
 from torch.fx import Node
 
 from fgcompile.analysis.steps import Align, Array, Flow, Move, Slot
-from fgcompile.program import Program
+from fgcompile.program import Program, without_repeats
 from fgcompile.rules.registry import arguments
 from fgcompile.rules.shapes import tensor_of
 
@@ -89,14 +89,15 @@ def _parameter(
         known = tensor.double() if not tensor.is_complex() else _zeros_of(tensor)
         planes[0] = known.numpy().reshape(planes[0].shape)
     elif planes:
-        used = tensor != 0
+        used = without_repeats(tensor) != 0
         for plane, dim in enumerate(varying):
             rest = [d for d in range(tensor.dim()) if d != dim]
             dead = ~used.any(dim=rest[0]) if len(rest) == 1 else ~_any(used, rest)
-            planes[plane][dead.numpy().reshape(planes[plane].shape)] = 0.0
+            dead = dead.expand(tensor.shape[dim]).numpy()
+            planes[plane][dead.reshape(planes[plane].shape)] = 0.0
     constants.zero[index] = bool(planes) and bool((planes[0] == 0).all())
     if not planes:
-        constants.zero[index] = bool((tensor == 0).all())
+        constants.zero[index] = bool((without_repeats(tensor) == 0).all())
 
 
 def _zeros_of(tensor: torch.Tensor) -> torch.Tensor:

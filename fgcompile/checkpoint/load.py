@@ -22,7 +22,12 @@ from fgcompile.checkpoint.foreign import (
 )
 from fgcompile.checkpoint.manifest import Manifest
 from fgcompile.errors import FormatError
-from fgcompile.targets.module import apply_attributes, resize_parameter
+from fgcompile.targets.module import (
+    History,
+    apply_attributes,
+    remember,
+    resize_parameter,
+)
 
 
 def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -48,11 +53,13 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         f"{folder} does not fit {manifest.model}",
         "Its files contradict each other. Save the model again.",
     ):
-        if model is not None:
+        if model is None:
+            model = _load_transformers(folder, manifest)
+        else:
             shrink(model, manifest)
             load_model(model, str(folder / "model.safetensors"))
-            return model.eval()
-        return _load_transformers(folder, manifest)
+        remember(model, _history(manifest))
+        return model.eval()
 
 
 def shrink(model: nn.Module, manifest: Manifest) -> None:
@@ -64,6 +71,14 @@ def shrink(model: nn.Module, manifest: Manifest) -> None:
         old = model.get_parameter(name)
         resize_parameter(model, name, old.new_empty(shape))
     apply_attributes(model, manifest.attributes)
+
+
+def _history(manifest: Manifest) -> History:
+    kept = {
+        name: {int(dim): torch.tensor(index) for dim, index in dims.items()}
+        for name, dims in manifest.kept.items()
+    }
+    return History(kept, manifest.attributes)
 
 
 def _load_transformers(folder: Path, manifest: Manifest) -> nn.Module:
@@ -90,7 +105,7 @@ def _load_transformers(folder: Path, manifest: Manifest) -> nn.Module:
             f"{folder} has no fitting weights for {len(wrong)} parameters of "
             f"{manifest.model}, among them {wrong[0]}\n  Save the model again."
         )
-    loaded: nn.Module = model.eval()
+    loaded: nn.Module = model
     return loaded
 
 

@@ -45,13 +45,13 @@ def save_module(folder: Path, lowered: LoweredModule, inputs: dict[str, Any]) ->
 
 def write_manifest(folder: Path, lowered: LoweredModule) -> None:
     """Writes what `lowered` differs in from its class, beside its weights."""
-    model, kept = lowered.model, lowered.program.kept
+    model, kept = lowered.model, lowered.history.kept
     Manifest(
         model=type(model).__name__,
         files={f.name: sha256(f) for f in sorted(folder.glob("*.safetensors"))},
         shapes={n: list(p.shape) for n, p in model.named_parameters() if n in kept},
         kept={name: _texts(kept[name]) for name in sorted(kept)},
-        attributes=lowered.attributes,
+        attributes=lowered.history.attributes,
     ).write(folder)
 
 
@@ -63,7 +63,7 @@ def _write_configuration(
     folder: Path, lowered: LoweredModule, inputs: dict[str, Any]
 ) -> None:
     """The configuration that says most among those that its own class accepts."""
-    config = with_entries(lowered.config, {})
+    config = with_entries(lowered.history.config, {})
     config.architectures = [type(lowered.model).__name__]
     for candidate in (_uniform(lowered, config, inputs), _per_layer(lowered, config)):
         if candidate is not None and _accepted(candidate, folder):
@@ -86,7 +86,7 @@ def _accepted(config: Any, folder: Path) -> bool:
 
 def _uniform(lowered: LoweredModule, config: Any, inputs: dict[str, Any]) -> Any:
     """The configuration that builds just this model, None if there is none."""
-    pairs = {pair for pairs in lowered.sizes.values() for pair in pairs}
+    pairs = {pair for pairs in lowered.history.sizes.values() for pair in pairs}
     entries = fit_config(config, type(lowered.model), pairs, _shapes(lowered.model))
     if entries is None:
         return None
@@ -149,7 +149,7 @@ def _layer_entries(
 def _pairs_below(lowered: LoweredModule, prefix: str) -> Pairs:
     return {
         pair
-        for path, pairs in lowered.sizes.items()
+        for path, pairs in lowered.history.sizes.items()
         if f"{path}.".startswith(prefix)
         for pair in pairs
     }

@@ -28,11 +28,18 @@ VERBS: tuple[Callable[..., Any], ...] = (
 # Called by git, not by people.
 HIDDEN_VERBS: tuple[Callable[..., Any], ...] = (textconv,)
 
+NAME = "fgcompile"
 EXIT_ERROR = 1
 
 app = typer.Typer(
-    name="fgcompile",
-    help="Trainable gates, exact lowering, and reports on what changed.",
+    name=NAME,
+    help="Trainable gates, exact lowering, and reports on what changed.\n\n"
+    "See what a model can lose (analyze) and what that gains on this machine (bench); "
+    "train it with gates in Python; then make the smaller model (lower) and review "
+    "it (diff).",
+    epilog="Results go to standard output, progress to standard error. Exit status: "
+    "0 done, 1 an error, 2 only with --exit-code: models differ, or a budget is "
+    "exceeded.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -55,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     `--exit-code` asks for it, the models differ or a budget is exceeded.
     """
     try:
-        status = app(args=arguments, standalone_mode=False)
+        status = app(arguments, prog_name=NAME, standalone_mode=False)
     except FgcompileError as error:
         typer.echo(f"error: {error}", err=True)
         return EXIT_ERROR

@@ -43,6 +43,8 @@ def diff(
 
     Nodes are matched by module path, provenance and structure, so that a rename is
     no change and an insertion misaligns nothing.
+
+    Example: fgcompile diff dense.onnx small.onnx --budget params=-30% --exit-code
     """
     report = diff_models(before, after, shapes=parse_shapes(shape))
     report = report.with_budgets(budget or [])

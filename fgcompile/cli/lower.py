@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 from rich.console import Console
@@ -23,12 +23,13 @@ from fgcompile.cli.output import (
     UsageError,
     render,
     status,
+    took,
     working,
     write,
 )
 from fgcompile.compiler import insert_gates
 from fgcompile.gates import load_gates, saved_config
-from fgcompile.lowering import Target
+from fgcompile.lowering import Target, check_options
 from fgcompile.lowering import lower as lower_model
 from fgcompile.report import GraphDiff
 from fgcompile.report.diff import diff as diff_models
@@ -43,7 +44,12 @@ def lower(
         typer.Option("--out", "-o", help="File or folder to write; it appears whole."),
     ],
     target: Annotated[
-        str, typer.Option("--target", "-t", help=f"What to make: {TARGETS}.")
+        str,
+        typer.Option(
+            *("--target", "-t"),
+            help=f"What to make: {TARGETS}.",
+            autocompletion=lambda: list(get_args(Target)),
+        ),
     ] = "onnx",
     gates: Annotated[
         Path | None,
@@ -59,9 +65,15 @@ def lower(
         typer.Option("--cache", help="Write an ONNX decoder with its key-value cache."),
     ] = False,
     uniform: Annotated[
-        bool,
-        typer.Option("--uniform", help="Target module: all layers keep equally many."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--uniform/--no-uniform",
+            help="Target module, or --cache: all layers keep equally many units, so "
+            "that other loaders can read the result. By default only the heads of "
+            "--cache do.",
+            show_default=False,
+        ),
+    ] = None,
     form: FormatOption = Format.TERMINAL,
     budget: BudgetOption = None,
     exit_code: ExitCodeOption = False,
@@ -74,12 +86,18 @@ def lower(
 
     The report of what changed goes to standard output, progress to standard error.
 
+    Target module reads a folder of safetensors tensor by tensor, whatever its size.
+
     Example: fgcompile lower my-bert --gates my-gates --target onnx --out out/
     """
     if target not in get_args(Target):
         raise UsageError(f'unknown target "{target}"\n  Targets are {TARGETS}.')
+    quantization: Literal["int8"] | None = "int8" if int8 else None
+    check_options(target, quantization, cache)  # type: ignore[arg-type]
     if target == "module" and list(Path(model).glob("*.safetensors")):
-        changes = _stream(Path(model), gates, out, uniform).with_budgets(budget or [])
+        changes = _stream(Path(model), gates, out, bool(uniform)).with_budgets(
+            budget or []
+        )
         write(render(changes, form, max_chars), report)
         return status([changes], exit_code)
     with working(f"loading {model}"):
@@ -91,7 +109,7 @@ def lower(
             opened,
             target,  # type: ignore[arg-type]
             out,
-            quantization="int8" if int8 else None,
+            quantization=quantization,
             cache=cache,
             uniform=uniform,
         )
@@ -109,10 +127,10 @@ def _stream(model: Path, gates: Path | None, out: Path, uniform: bool) -> GraphD
     """Lowers a checkpoint tensor by tensor, whatever its size."""
     cls, config = model_class(str(model))
     gate = None if gates is None else partial(_gate, folder=gates)
-    with Progress(
-        *Progress.get_default_columns(), console=Console(stderr=True), transient=True
-    ) as bar:
-        task = bar.add_task(f"lowering {model} to module", total=None)
+    what = f"lowering {model} to module"
+    columns, console = Progress.get_default_columns(), Console(stderr=True)
+    with took(what), Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
         lower_checkpoint(
             *(model, cls, config, gate, out),
             uniform=uniform,

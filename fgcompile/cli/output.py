@@ -103,14 +103,21 @@ def _is_size(text: str) -> bool:
 def working(what: str) -> Iterator[None]:
     """Says on standard error what takes time, with a spinner where that is a screen."""
     console = Console(stderr=True)
-    start = time.perf_counter()
-    if console.is_terminal:
-        with console.status(what):
+    with took(what):
+        if console.is_terminal:
+            with console.status(what):
+                yield
+        else:
             yield
-    else:
-        yield
-    took = time.perf_counter() - start
-    console.print(f"{what}: {took:.1f} s", style="dim", markup=False, highlight=False)
+
+
+@contextlib.contextmanager
+def took(what: str) -> Iterator[None]:
+    """Says on standard error how long it took, when it ended well."""
+    start = time.perf_counter()
+    yield
+    text = f"{what}: {time.perf_counter() - start:.1f} s"
+    Console(stderr=True).print(text, style="dim", markup=False, highlight=False)
 
 
 def render(diff: GraphDiff, form: Format, max_chars: int) -> str:

@@ -18,6 +18,7 @@ from torch.fx import Node
 
 from fgcompile.errors import ExportError
 from fgcompile.program import Program
+from fgcompile.targets.attention import split_attention
 from fgcompile.targets.exported import export_program
 from fgcompile.targets.extras import cause, quiet, require
 from fgcompile.targets.feed import feed_of
@@ -32,6 +33,8 @@ _VIEWS = (aten.reshape.default, aten.view.default)
 
 OPSET = 20
 """What onnxruntime's CPU kernels know best; 23 and later have `Attention`."""
+
+_HAS_ATTENTION = 23
 
 _TRACE = "pkg.torch.onnx.stack_trace"
 _TORCH = os.path.dirname(torch.__file__) + os.sep
@@ -56,6 +59,8 @@ def write_onnx(program: Program, path: Path, opset: int = OPSET) -> None:
     try:
         with quiet():
             exported = export_program(program)
+            if opset < _HAS_ATTENTION:
+                split_attention(exported)
             settle_views(exported)
             converted = torch.onnx.export(
                 exported,

@@ -165,6 +165,19 @@ def test_a_class_of_the_user_is_filled_in_place(tmp_path: Path) -> None:
         fgcompile.load(tmp_path)
 
 
+def test_a_folder_tells_what_every_lowering_took(tmp_path: Path) -> None:
+    x = torch.randn(3, 4)
+    first = lowered_mlp().save(tmp_path / "first")
+    for number, once in enumerate((lowered_mlp().model, fgcompile.load(first, Mlp()))):
+        model = insert_gates(once, (torch.randn(2, 4),))
+        next(iter(gates(model).values())).close([1, 3])
+        result = lower(model, "module")
+        folder = result.save(tmp_path / str(number))
+        kept = json.loads((folder / MANIFEST).read_text("utf-8"))["kept"]
+        assert kept["up.weight"] == {"0": [0, 3, 7]}
+        assert torch.equal(fgcompile.load(folder, Mlp())(x), result.model(x))
+
+
 def test_no_pickle_is_written(tmp_path: Path, ragged_llama: Any) -> None:
     ragged_llama.save(tmp_path)
     suffixes = {file.suffix for file in tmp_path.iterdir()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import fgcompile
 from fgcompile import Budget, GateConfig, gates, insert_gates, save_gates
 from fgcompile.cli import main
+from fgcompile.errors import FgcompileError
 from fgcompile.gates import LatencyTable, saved_config
 from fgcompile.gates.latency import GroupTimes, SharedTime
 from fgcompile.zoo.models import entry
@@ -79,6 +81,7 @@ def test_lower_says_that_a_budget_is_not_met(folder: Path, tmp_path: Path) -> No
     [
         (["analyze", "no-such-folder"], "cannot open model no-such-folder"),
         (["lower", "x", "--target", "tpu", "--out", "y"], 'unknown target "tpu"'),
+        (["lower", "x", "-t", "module", "--int8", "-o", "y"], "is for ONNX files"),
         (["bench", "x", "--keep", "2"], 'cannot read the shares "2"'),
         (["bench", "x.onnx", "y.onnx"], "cannot run x.onnx"),
     ],
@@ -158,3 +161,47 @@ def test_saved_config_makes_gates_that_fit(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Linear(6, 2))
     save_gates(insert_gates(model, (x,), config), tmp_path)
     assert saved_config(tmp_path) == config
+
+
+def test_decoders_keep_equally_many_heads_unless_told_otherwise(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def lowered(*_: Any, uniform: bool | None, **__: Any) -> Any:
+        asked.append(uniform)
+        raise FgcompileError("seen")
+
+    monkeypatch.setattr(sys.modules["fgcompile.cli.lower"], "lower_model", lowered)
+    call = ["lower", str(folder), "--cache", "--out", str(tmp_path)]
+    for more in ([], ["--uniform"], ["--no-uniform"]):
+        assert main([*call, *more]) == 1
+    assert asked == [None, True, False]
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("fgcompile lo", {"lower"}),
+        ("fgcompile lower --targ", {"--target"}),
+        ("fgcompile lower x --target ", {"fx", "module", "onnx", "openvino"}),
+        ("fgcompile diff x y --format j", {"json"}),
+    ],
+)
+def test_shell_completes_verbs_options_and_values(
+    words: str, offered: set[str], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("_FGCOMPILE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    with pytest.raises(SystemExit):
+        main([])
+    assert set(capsys.readouterr().out.split()) == offered
+
+
+@pytest.mark.parametrize("verb", ["analyze", "lower", "diff", "bench"])
+def test_help_of_each_verb_has_an_example(verb: str, capsys: Any) -> None:
+    main([verb, "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"Usage: fgcompile {verb}" in out
+    assert f"Example: fgcompile {verb}" in out

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from fgcompile import GateConfig, gates, insert_gates, lower
-from fgcompile.targets.exported import export_program
 from tests.end_to_end.closing import batches, random_half, worst_difference
 
 RUN = """
@@ -88,8 +87,8 @@ def test_compiled_ahead_of_time_it_computes_the_same(
     name: str, causal: bool, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     model = pruned(request.getfixturevalue(name)())
-    exported = export_program(lower(model).program)
-    package = tmp_path / "model.pt2"
+    exported = torch.export.load(lower(model).save(tmp_path / "program.pt2"))
+    package = tmp_path / "library.pt2"
     torch._inductor.aoti_compile_and_package(exported, package_path=str(package))
     compiled = torch._inductor.aoti_load_package(str(package))
     inputs = batches(model.config.vocab_size)

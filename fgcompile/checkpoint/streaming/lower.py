@@ -74,7 +74,6 @@ def lower_checkpoint(
     inputs = default_inputs(model, length=_VERIFIED_TOKENS)
     show_zeros(model, factors)
     shrunk = shrink_module(model, inputs, uniform, values=False)
-    shrunk.config = config
 
     def dense(name: str) -> Tensor:
         return _multiplied(checkpoint[names[name]], factors.get(name, {}))

@@ -7,6 +7,7 @@ attributes) is corrected, and the result is compared with the model that was low
 
 from __future__ import annotations
 
+from fgcompile.targets.module.history import History, remember
 from fgcompile.targets.module.lower import (
     LoweredModule,
     lower_to_module,
@@ -17,9 +18,11 @@ from fgcompile.targets.module.search import Attributes, apply_attributes
 
 __all__ = [
     "Attributes",
+    "History",
     "LoweredModule",
     "apply_attributes",
     "lower_to_module",
+    "remember",
     "resize_parameter",
     "shrink_module",
 ]

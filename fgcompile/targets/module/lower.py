@@ -16,9 +16,10 @@ from fgcompile.errors import ExportError, GateError
 from fgcompile.gates import find_container, remove_gates
 from fgcompile.program import Program
 from fgcompile.targets.module.expressible import Kept, eliminate_in_place
+from fgcompile.targets.module.history import History, history_of, remember
 from fgcompile.targets.module.resize import resize_parameters
 from fgcompile.targets.module.roles import choices, role_sizes
-from fgcompile.targets.module.search import Attributes, correct_attributes
+from fgcompile.targets.module.search import correct_attributes
 from fgcompile.targets.module.uniform import evened
 from fgcompile.targets.verify import TOLERANCE, largest_difference, outputs_of
 
@@ -29,19 +30,16 @@ class LoweredModule:
 
     Attributes:
         model: The module, in eval mode.
-        program: What it computes, with the indices that each parameter kept.
-        attributes: Numbers that differ from those of the original, by module path.
+        program: What it computes, with the indices that each parameter kept now.
         kept: What its code pins, which a graph could do without.
-        sizes: Sizes before and after, by path of the module that has them.
-        config: The configuration of the original, None if it has none.
+        history: How it differs from what its class builds, now and in earlier
+            lowerings.
     """
 
     model: nn.Module
     program: Program
-    attributes: Attributes
     kept: Kept
-    sizes: dict[str, set[tuple[int, int]]]
-    config: Any = None
+    history: History
 
     def __call__(self, **inputs: Any) -> Any:
         """Outputs of the model for inputs by name, as capture calls it."""
@@ -100,7 +98,7 @@ def shrink_module(
     sizes = role_sizes(program, lowered)
     options = choices(model, sizes)
     config = copy.deepcopy(getattr(model, "config", None))
-    resize_parameters(model, lowered)
+    resize_parameters(model, lowered, share=not values)
     attributes, problem = correct_attributes(
         model, options, lambda: _problem(model, inputs, expected, values)
     )
@@ -111,7 +109,10 @@ def shrink_module(
             '  Lower to "fx" or "onnx", whose graphs can.'
         )
     pairs = {path: set(roles.values()) for path, roles in sizes.items()}
-    return LoweredModule(model, lowered, attributes, kept, pairs, config)
+    change = History(lowered.kept, attributes, pairs, config)
+    history = history_of(model).then(change)
+    remember(model, history)
+    return LoweredModule(model, lowered, kept, history)
 
 
 def _refuse_graph(model: nn.Module) -> None:

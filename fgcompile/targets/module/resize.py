@@ -9,7 +9,7 @@ from fgcompile.errors import ExportError
 from fgcompile.program import Program
 
 
-def resize_parameters(model: nn.Module, lowered: Program) -> None:
+def resize_parameters(model: nn.Module, lowered: Program, share: bool = False) -> None:
     """Every tensor that `lowered` reads is that of `model`, in place.
 
     Tied parameters stay tied, and tensors that the program does not read are left.
@@ -17,6 +17,7 @@ def resize_parameters(model: nn.Module, lowered: Program) -> None:
     Args:
         model: Has the parameters of the program before it was lowered.
         lowered: The program, with smaller parameters.
+        share: Whether `model` gets the tensors themselves, not copies.
 
     Raises:
         ExportError: If the program holds a tensor that the model has no place for.
@@ -34,7 +35,8 @@ def resize_parameters(model: nn.Module, lowered: Program) -> None:
             )
         tensor = lowered.parameter(node)
         if tensor is not model.get_parameter(name):
-            _put(model, places[name], tensor.detach().clone())
+            new = tensor.detach()
+            _put(model, places[name], new if share else new.clone().contiguous())
 
 
 def resize_parameter(model: nn.Module, name: str, values: torch.Tensor) -> None:
@@ -56,7 +58,7 @@ def _places(model: nn.Module) -> dict[str, list[str]]:
 
 def _put(model: nn.Module, names: list[str], tensor: torch.Tensor) -> None:
     old = model.get_parameter(names[0])
-    new = nn.Parameter(tensor.contiguous(), requires_grad=old.requires_grad)
+    new = nn.Parameter(tensor, requires_grad=old.requires_grad)
     for name in names:
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, new)

@@ -1,0 +1,200 @@
+"""Pruned models of many families work on in a process that only has their folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fgcompile
+from fgcompile import GateConfig, gates, insert_gates, lower
+from fgcompile.capture import default_inputs
+from fgcompile.targets.verify import outputs_of
+from fgcompile.zoo.models import entry
+
+REAL = ("minilm", "stories260k")
+FAST = ("stories260k", "qwen3", "t5", "vit")
+SLOW = ("minilm", "gpt2", "bart", "whisper", "clip")
+CASES = [
+    *((FAST, name) for name in FAST),
+    *(pytest.param(SLOW, name, marks=pytest.mark.slow) for name in SLOW),
+]
+WRITERS = ("stories260k", "qwen3", "gpt2", "t5", "bart", "whisper")
+"""Families that generate text."""
+GREEDY = {"max_new_tokens": 24, "min_new_tokens": 24, "do_sample": False}
+ROOT = Path(__file__).parents[2]
+# Names no class and no size: a folder is all that it gets.
+CHILD = """
+import pathlib, sys, torch, fgcompile
+from fgcompile.targets.verify import outputs_of
+torch.set_num_threads(1)
+for folder in map(pathlib.Path, sys.argv[1:]):
+    asked = torch.load(folder / "asked.pt")
+    model = fgcompile.load(folder)
+    found = {"class": type(model).__name__, "out": outputs_of(model, asked["inputs"])}
+    if asked["prompt"] is not None:
+        found["text"] = model.generate(**asked["prompt"])
+    torch.save(found, folder / "found.pt")
+"""
+
+
+def closed(model: nn.Module, kinds: tuple[str, ...] = ("mlp", "head")) -> Any:
+    """`model` with random units closed, another part in every gate."""
+    insert_gates(model, config=GateConfig(kinds=kinds))
+    generator = torch.Generator().manual_seed(3)
+    for depth, gate in enumerate(gates(model).values()):
+        order = torch.randperm(gate.size, generator=generator)
+        gate.close(order[: gate.size // (2 + depth % 3)])
+    return model.eval()
+
+
+def sizes(model: nn.Module) -> set[tuple[int, ...]]:
+    """All shapes of parameters."""
+    return {tuple(p.shape) for p in model.parameters()}
+
+
+def prompt_of(name: str, inputs: dict[str, Any]) -> dict[str, Any] | None:
+    """Arguments of greedy generation, None for models that do not write."""
+    if name not in WRITERS:
+        return None
+    main = "input_features" if name == "whisper" else "input_ids"
+    return {main: inputs[main][:1], **GREEDY}
+
+
+@pytest.fixture(scope="module")
+def answers(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """By family what the gated model computes, and what the loaded one does."""
+    work, wanted = tmp_path_factory.mktemp("families"), {}
+    for name in request.param:
+        try:
+            loaded = request.getfixturevalue(f"load_{name}") if name in REAL else None
+        except pytest.skip.Exception:
+            continue
+        model = closed(loaded() if loaded else entry(name).build())
+        inputs = default_inputs(model)
+        lowered = lower(model, "module")
+        assert sizes(lowered.model) != sizes(model), name
+        folder = lowered.save(work / name)
+        prompt = prompt_of(name, inputs)
+        torch.save({"inputs": inputs, "prompt": prompt}, folder / "asked.pt")
+        wanted[name] = {"class": type(model).__name__, "out": outputs_of(model, inputs)}
+        if prompt is not None:
+            wanted[name]["text"] = model.generate(**prompt)
+    call = [sys.executable, "-c", CHILD, *(str(work / name) for name in wanted)]
+    subprocess.run(call, check=True, cwd=ROOT)
+    return {
+        name: (w, torch.load(work / name / "found.pt")) for name, w in wanted.items()
+    }
+
+
+@pytest.mark.parametrize(("answers", "name"), CASES, indirect=["answers"])
+def test_loaded_model_computes_and_writes_what_the_gated_one_does(
+    name: str, answers: dict[str, Any]
+) -> None:
+    if name not in answers:
+        pytest.skip(f"no weights of {name} here")
+    wanted, found = answers[name]
+    assert found["class"] == wanted["class"]
+    assert len(found["out"]) == len(wanted["out"])
+    for want, got in zip(wanted["out"], found["out"], strict=True):
+        scale = max(1.0, float(want.abs().max()))
+        print(name, want.shape, float((want - got).abs().max()) / scale, scale)
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-6 * scale)
+    if name in WRITERS:
+        assert wanted["text"].shape[-1] >= GREEDY["max_new_tokens"]
+        assert torch.equal(found["text"], wanted["text"])
+
+
+STRANGER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+try:
+    import fgcompile
+except ModuleNotFoundError:
+    pass
+else:
+    raise SystemExit("fgcompile is on the path")
+import torch, transformers
+inputs = torch.load(sys.argv[3])
+model = transformers.AutoModel.from_pretrained(sys.argv[2]).eval()
+with torch.no_grad():
+    torch.save(model(**inputs)[0], sys.argv[4])
+print(*sorted(name.partition(".")[0] for name in sys.modules))
+"""
+
+
+def packages_without_fgcompile(folder: Path) -> Path:
+    """Links to all installed packages but this one, editable or not."""
+    folder.mkdir()
+    for kind in ("purelib", "platlib"):
+        for package in Path(sysconfig.get_path(kind)).iterdir():
+            link = folder / package.name
+            if "fgcompile" not in package.name and not link.exists():
+                link.symlink_to(package)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen3", pytest.param("minilm", marks=pytest.mark.slow)]
+)
+def test_stock_loader_needs_no_fgcompile(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    real = name in REAL
+    model = request.getfixturevalue(name) if real else entry(name).build()
+    # BERT has one number of heads, and a width that must be a multiple of it.
+    gated = closed(model, ("mlp",) if real else ("mlp", "head"))
+    inputs = default_inputs(gated)
+    lowered = lower(gated, "module", uniform=True)
+    folder = lowered.save(tmp_path / "small")
+    base: Any = lowered.model
+    wanted = getattr(base, base.base_model_prefix, base)(**inputs)[0]
+    torch.save(inputs, tmp_path / "inputs.pt")
+    path = packages_without_fgcompile(tmp_path / "packages")
+    files = [path, folder, tmp_path / "inputs.pt", tmp_path / "out.pt"]
+    call = [sys.executable, "-I", "-S", "-c", STRANGER, *map(str, files)]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "fgcompile" not in done.stdout.split()
+    got = torch.load(tmp_path / "out.pt")
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
+
+
+def test_loaded_model_trains_an_epoch_and_is_lowered_again(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    first = lower(closed(entry("bert:classifier").build()), "module")
+    model: Any = fgcompile.load(first.save(tmp_path / "first"))
+    rows = [
+        {"input_ids": torch.randint(3, 60, (8,)), "labels": torch.tensor(row % 3)}
+        for row in range(16)
+    ]
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    closed(model)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path / "run"),
+        num_train_epochs=1,
+        per_device_train_batch_size=4,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+    )
+    transformers.Trainer(model, arguments, train_dataset=rows).train()
+    after = dict(model.named_parameters())
+    assert all(not torch.equal(p, after[name]) for name, p in before.items())
+    model.eval()
+    inputs = default_inputs(model)
+    wanted = outputs_of(model, inputs)
+    again = lower(model, "module").save(tmp_path / "again")
+    smaller = fgcompile.load(again)
+    counts = [sum(p.numel() for p in m.parameters()) for m in (first.model, smaller)]
+    assert counts[1] < counts[0]
+    for want, got in zip(wanted, outputs_of(smaller, inputs), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=2e-6)
