@@ -47,7 +47,9 @@ def main(arguments: list[str] | None = None) -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(options.threads)
-    failed = [job.name for job in plan(options.tasks, options.rows) if not _done(job, options)]
+    failed = [
+        job.name for job in plan(options.tasks, options.rows) if not _done(job, options)
+    ]
     if failed:
         raise SystemExit(f"These runs failed: {', '.join(failed)}")
 
