@@ -17,6 +17,7 @@ from fgcompile.errors import FormatError, GateError
 from fgcompile.gates.access import container_of
 from fgcompile.gates.config import Budget, GateConfig
 from fgcompile.gates.container import GateContainer
+from fgcompile.gates.processes import gathered
 
 SCHEMA_VERSION = 1
 MANIFEST = "gates.json"
@@ -43,7 +44,10 @@ def save_gates(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
     container.settle()
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {k: v.contiguous().cpu() for k, v in container.state_dict().items()}
+    state = {
+        name: gathered(value).contiguous().cpu()
+        for name, value in container.state_dict().items()
+    }
     tensors = safetensors.torch.save(state)
     manifest = _describe(container) | {"sha256": hashlib.sha256(tensors).hexdigest()}
     replace_file(folder / TENSORS, tensors)
