@@ -15,6 +15,7 @@ from fgcompile.gates.config import Budget, GateConfig
 from fgcompile.gates.container import GateContainer
 from fgcompile.gates.gate import Gate
 from fgcompile.gates.op import gate as gate_op
+from fgcompile.gates.plot import plot_gates
 from fgcompile.gates.remove import remove_gates
 from fgcompile.gates.spec import GateSite, GateSpec
 from fgcompile.gates.status import status
@@ -40,6 +41,7 @@ __all__ = [
     "make_container",
     "param_groups",
     "penalty",
+    "plot_gates",
     "remove_gates",
     "save_gates",
     "saved_config",
