@@ -23,7 +23,6 @@ from fgcompile.gates import (
     gates,
     status,
 )
-from fgcompile.gates.processes import gathered
 from tests.gates.models import bert, bert_batch, bert_specs, budgeted, mlp, mlp_specs
 
 # -- checkpoints of a Trainer ---------------------------------------------------------
@@ -172,8 +171,27 @@ def trained_gates(wrap: str | None, steps: int = 8) -> dict[str, Tensor]:
         if dist.is_initialized() and dist.get_rank() == step and wrap == "ddp":
             status(model)  # asking on one process alone disturbs nothing
     assert status(model)["met"]
-    state = container_of(model).state_dict()
-    return {name: gathered(value).clone() for name, value in state.items()}
+    if wrap == "fsdp2":
+        model = plain_twin(model)
+    return {k: v.clone() for k, v in container_of(model).state_dict().items()}
+
+
+def plain_twin(model: nn.Module) -> nn.Module:
+    """A model of one process with the whole state of a sharded one."""
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_model_state_dict,
+    )
+
+    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    twin = attach(bert(), bert_specs(), budgeted(0.5, steps=5, noise=0.0))
+    twin.load_state_dict(whole)
+    assert all(map(torch.equal, opened(twin), opened(model)))
+    return twin
+
+
+def opened(model: nn.Module) -> list[Tensor]:
+    return [gate.open for gate in gates(model).values()]
 
 
 def sharded(model: nn.Module) -> nn.Module:

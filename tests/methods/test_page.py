@@ -17,7 +17,7 @@ def test_the_page_runs_from_top_to_bottom(
     pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)  # the page saves an adapter
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     names: dict[str, object] = {"__name__": "page"}
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)
