@@ -21,6 +21,7 @@ from fgcompile.gates import find_container, gates, remove_gates
 from fgcompile.gates.status import check_ran
 from fgcompile.passes.eliminate_dead_code import eliminate_dead_code
 from fgcompile.passes.fold_gates import GATE
+from fgcompile.passes.merge_low_rank import merge_low_rank
 from fgcompile.passes.pipeline import eliminate
 from fgcompile.program import Program, size_range
 from fgcompile.report import GraphDiff, Note, Verification
@@ -251,11 +252,15 @@ def _title(program: Program) -> str:
 
 
 def _without_gates(program: Program) -> Program:
-    """`program` with every gate open for good."""
+    """`program` with every gate open for good.
+
+    Low-rank updates are in the weights, as their ranks are no groups of the model.
+    """
     plain = program.copy()
     for node in plain.graph.nodes:
         if getattr(getattr(node.target, "_schema", None), "name", "") == GATE:
             node.replace_all_uses_with(node.args[0])
+    merge_low_rank(plain)
     eliminate_dead_code(plain)
     return plain
 

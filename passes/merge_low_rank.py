@@ -38,6 +38,8 @@ def _merge(program: Program, update: LowRank) -> bool:
         return False
     if not _same(program, update.base_operand, update.operand):
         return False
+    if not _alike(update.product, update.up):
+        return False
     down, up = (program.parameter(operand(n, 1)) for n in (update.down, update.up))
     weight = program.parameter(use.weight)
     with torch.no_grad():
@@ -46,6 +48,12 @@ def _merge(program: Program, update: LowRank) -> bool:
     tensor = nn.Parameter(merged.to(weight.dtype), weight.requires_grad)
     replace_tensor(program, use.weight, tensor)
     return True
+
+
+def _alike(one: Node, other: Node) -> bool:
+    """Whether two sums have the same shape, so that adding them broadcasts nothing."""
+    shapes = [[str(size) for size in node.meta["val"].shape] for node in (one, other)]
+    return shapes[0] == shapes[1]
 
 
 def _same(program: Program, one: Node, other: Node) -> bool:

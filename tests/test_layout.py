@@ -48,6 +48,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 OPTIONAL = {
     "accelerate": {"checkpoint"},
     "google": {"targets", "report"},  # protobuf comes with onnx
+    "matplotlib": {"gates"},
     "onnx": {"targets", "report"},
     "onnx_ir": {"targets", "report"},
     "onnxruntime": {"targets", "report"},

@@ -16,6 +16,7 @@ from fgcompile.gates.container import GateContainer
 from fgcompile.gates.gate import Gate
 from fgcompile.gates.latency import LatencyTable
 from fgcompile.gates.op import gate as gate_op
+from fgcompile.gates.plot import plot_gates
 from fgcompile.gates.remove import remove_gates
 from fgcompile.gates.spec import GateSite, GateSpec
 from fgcompile.gates.status import status
@@ -42,6 +43,7 @@ __all__ = [
     "make_container",
     "param_groups",
     "penalty",
+    "plot_gates",
     "remove_gates",
     "save_gates",
     "saved_config",

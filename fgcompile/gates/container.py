@@ -22,6 +22,7 @@ from fgcompile.gates.objective import (
     Progress,
 )
 from fgcompile.gates.op import gate as gate_op
+from fgcompile.gates.processes import average_after_backward
 from fgcompile.gates.spec import GateSite, GateSpec, check_spec
 
 ATTRIBUTE = "fgcompile_gates"
@@ -176,7 +177,7 @@ class GateContainer(KeepsDtype):
         Changes nothing if no logit moved since the last call.
         """
         gates = self.each()
-        logits = torch.cat([gate.logits for gate in gates])
+        logits = torch.cat([gate.position for gate in gates])
         step = logits - torch.cat([gate.seen for gate in gates])
         largest = step.abs().max()
         moved = self.awaiting & (largest > 0)
@@ -197,9 +198,15 @@ class GateContainer(KeepsDtype):
 
     def penalty(self) -> Tensor:
         """The sparsity term."""
+        term = self.objective.penalty(flatten(self.each()), self.updates)
         if self.training:
             self.penalties += 1
-        return self.objective.penalty(flatten(self.each()), self.updates)
+            if self.config.budget is not None:
+                average_after_backward(term, self._slopes)
+        return term
+
+    def _slopes(self) -> list[Tensor]:
+        return [gate.slope for gate in self.each()]
 
     def _advance(self, step: Tensor, moved: Tensor) -> None:
         """Moves every gate: as far as the logits did, or at its own pace."""
@@ -208,7 +215,7 @@ class GateContainer(KeepsDtype):
         rate = self.config.resolved_rate
         if rate is None:
             if math.isfinite(bound):
-                logits = torch.cat([gate.logits for gate in gates])
+                logits = torch.cat([gate.position for gate in gates])
                 self._scatter("logits", logits.clamp(-bound, bound))
         else:
             anchor = torch.cat(
@@ -217,7 +224,7 @@ class GateContainer(KeepsDtype):
             pace = rate * gates[0].parametrization.span / self.stride
             anchor += step * torch.where(moved, pace, 1.0)
             self._scatter("anchor", anchor.clamp(-bound, bound))
-        self._scatter("seen", torch.cat([gate.logits for gate in gates]))
+        self._scatter("seen", torch.cat([gate.position for gate in gates]))
 
     def _judge(self, moved: Tensor) -> None:
         memory = torch.where(moved, MEMORY, 1.0)

@@ -58,7 +58,7 @@ class Flat:
 
 def flatten(gates: Sequence[Gate]) -> Flat:
     """The units of `gates` as they are now."""
-    theta = torch.cat([gate.logits for gate in gates])
+    theta = torch.cat([gate.position for gate in gates])
     anchors = [gate.anchor for gate in gates if gate.anchor is not None]
     if anchors:
         theta = torch.cat(anchors) + (theta - torch.cat([gate.seen for gate in gates]))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fgcompile.errors import GateError
 from fgcompile.gates.parametrization import Parametrization
+from fgcompile.gates.processes import gathered
 
 
 class KeepsDtype(nn.Module):
@@ -117,8 +118,13 @@ class Gate(KeepsDtype):
     def theta(self) -> Tensor:
         """Position of every unit: the logit that the factor is computed from."""
         if self.anchor is None:
-            return self.logits
-        return self.anchor + (self.logits - self.seen)
+            return self.position
+        return self.anchor + (self.position - self.seen)
+
+    @property
+    def position(self) -> Tensor:
+        """`logits`, whole also where FSDP2 shards them."""
+        return gathered(self.logits)
 
     def close(self, indices: Tensor | Sequence[int]) -> None:
         """Makes units compute zero, in training and eval, until they are reopened.

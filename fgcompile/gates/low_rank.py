@@ -47,8 +47,12 @@ class LowRank:
 
     @property
     def operand(self) -> Node:
-        """What the update multiplies."""
-        return _argument(self.down, 0)
+        """What the update multiplies, before views.
+
+        Two views of one value that are multiplied by matrices of equally many inputs
+        have the same rows.
+        """
+        return without_views(_argument(self.down, 0))
 
 
 def low_rank_updates(graph: Graph) -> Iterator[LowRank]:

@@ -46,12 +46,59 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
     x, z = ctx.saved_tensors
-    grad_x = gate(grad, z, ctx.dim) if ctx.needs_input_grad[0] else None
-    grad_z = _sum_but(grad * x, ctx.dim, z.dtype) if ctx.needs_input_grad[1] else None
-    return grad_x, grad_z, None
+    # Only the plain form can be differentiated again.
+    both = _both if torch.is_grad_enabled() else gate_backward
+    if all(ctx.needs_input_grad[:2]):
+        grad_x, slope = both(grad, x, z, ctx.dim)
+        return grad_x, slope.to(z.dtype), None
+    if ctx.needs_input_grad[0]:
+        return grad * _along(z, grad, ctx.dim), None, None
+    return None, _summed(grad, x, ctx.dim).to(z.dtype), None
 
 
 gate.register_autograd(_backward, setup_context=_save)
+
+BLOCK = 64
+"""Rows that are multiplied and summed at once, so that they stay in the cache."""
+
+
+@torch.library.custom_op("fgcompile::gate_backward", mutates_args=())
+def gate_backward(
+    grad: Tensor, x: Tensor, z: Tensor, dim: int
+) -> tuple[Tensor, Tensor]:
+    """What `x` feels, `grad * z`, and what `z` feels: the sum of `grad * x`.
+
+    The plain form writes a product as large as `x` and reads it again, which made up
+    most of what gates cost in training on a CPU; an operator of its own stays whole
+    under torch.compile.
+
+    Returns:
+        Like `grad`; and float32 (float64 for float64), shape `[x.shape[dim]]`.
+    """
+    last = dim % x.dim() == x.dim() - 1
+    if not last or x.device.type != "cpu" or x.dtype not in _EXACT:
+        return _both(grad, x, z, dim)
+    size = x.shape[-1]
+    grad_x, factors = (
+        torch.empty_like(x, memory_format=torch.contiguous_format),
+        z.to(x.dtype),
+    )
+    rows = [value.reshape(-1, size).split(BLOCK) for value in (grad, x, grad_x)]
+    total = x.new_zeros(min(BLOCK, x.numel() // max(size, 1)), size)
+    for one, other, out in zip(*rows, strict=True):
+        total[: len(one)].addcmul_(one, other)
+        torch.mul(one, factors, out=out)
+    return grad_x, total.sum(0)
+
+
+@gate_backward.register_fake
+def _(grad: Tensor, x: Tensor, z: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    slope = x.new_empty(x.shape[dim], dtype=_sum_dtype(x))
+    return torch.empty_like(grad, memory_format=torch.contiguous_format), slope
+
+
+_EXACT = (torch.float32, torch.float64)
+"""Dtypes in which running sums lose nothing that matters."""
 
 
 def _along(z: Tensor, x: Tensor, dim: int) -> Tensor:
@@ -60,8 +107,18 @@ def _along(z: Tensor, x: Tensor, dim: int) -> Tensor:
     return z.to(x.dtype).view(shape)
 
 
-def _sum_but(product: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+def _both(grad: Tensor, x: Tensor, z: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    scaled = (grad * _along(z, grad, dim)).contiguous()
+    return scaled, _summed(grad, x, dim)
+
+
+def _summed(grad: Tensor, x: Tensor, dim: int) -> Tensor:
+    product, dtype = grad * x, _sum_dtype(x)
     kept = dim % product.dim()
     others = [other for other in range(product.dim()) if other != kept]
     # An empty list would mean "all dims" to sum.
     return product.sum(others, dtype=dtype) if others else product.to(dtype)
+
+
+def _sum_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)

@@ -18,6 +18,7 @@ from fgcompile.gates.access import container_of
 from fgcompile.gates.config import Budget, GateConfig
 from fgcompile.gates.container import GateContainer
 from fgcompile.gates.latency import LatencyTable
+from fgcompile.gates.processes import gathered
 
 SCHEMA_VERSION = 1
 MANIFEST = "gates.json"
@@ -44,7 +45,10 @@ def save_gates(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
     container = container_of(model)
     container.settle()
     folder = Path(directory)
-    state = {k: v.contiguous().cpu() for k, v in container.state_dict().items()}
+    state = {
+        name: gathered(value).contiguous().cpu()
+        for name, value in container.state_dict().items()
+    }
     tensors = safetensors.torch.save(state)
     write_described(folder, TENSORS, tensors, MANIFEST, _describe(container))
     return folder

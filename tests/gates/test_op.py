@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fgcompile.gates import gate_op
+from fgcompile.gates.op import gate_backward
 
 GATE = torch.ops.fgcompile.gate.default
 
@@ -60,3 +61,19 @@ def test_export_keeps_one_node() -> None:
 def test_wrong_number_of_factors_is_refused_when_traced() -> None:
     with torch.device("meta"), pytest.raises(RuntimeError, match="gate has 3 factors"):
         gate_op(torch.empty(2, 4), torch.empty(3), -1)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 5), (3, 70, 4), (0, 4), (1, 129, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_backward_in_blocks_is_that_of_the_formula(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    grad, x = torch.randn(2, *shape).to(dtype)
+    z = torch.rand(shape[-1])
+    grad_x, slope = gate_backward(grad, x, z, -1)
+    torch.testing.assert_close(grad_x, grad * z.to(dtype), rtol=0, atol=0)
+    expected = (grad.double() * x.double()).view(-1, shape[-1]).sum(0)
+    assert slope.dtype == torch.float32
+    tolerance = 1e-5 if dtype == torch.float32 else 0.1
+    torch.testing.assert_close(slope.double(), expected, rtol=0, atol=tolerance)
+    torch.library.opcheck(gate_backward, (grad, x, z, -1))

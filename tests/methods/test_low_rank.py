@@ -135,6 +135,9 @@ def test_lowering_merges_what_it_prunes(coupling: Any) -> None:
     assert not any("low_rank" in name for name in names)
     base = sum(p.numel() for p in small_bert().parameters())
     assert sum(p.numel() for p in lowered.model.parameters()) < 0.9 * base
+    counted = lowered.report.verdict.parameters
+    assert counted.before == base
+    assert "low_rank" not in lowered.report.to_markdown()
 
 
 def test_training_moves_gates_and_adapters() -> None:

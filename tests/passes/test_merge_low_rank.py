@@ -38,6 +38,21 @@ class Squashed(Updated):
         return self.base(x) + self.b(self.a(x).tanh())
 
 
+class Viewed(Updated):
+    """Both multiply a view of their own of `x`, as in attention's output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = self.b(self.a(x.reshape(-1, 4)))
+        return self.base(x.reshape(-1, 4)) + low
+
+
+class Broadcast(Updated):
+    """Every row gets the update of every other row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x.unsqueeze(1).reshape(-1, 1, 4)) + self.b(self.a(x))
+
+
 def program(model: nn.Module) -> Program:
     return capture(model.double().eval(), (X.double(),))
 
@@ -87,6 +102,18 @@ def test_updates_of_several_adapters_are_all_added() -> None:
 
 def test_update_of_another_value_stays() -> None:
     check_unchanged(merge_low_rank, program(Updated(shared=False)))
+
+
+def test_update_of_another_view_is_added() -> None:
+    merged = program(Viewed())
+    reference = merged.copy()
+    assert merge_low_rank(merged)
+    x = torch.randn(5, 4, dtype=torch.float64)
+    torch.testing.assert_close(merged(x), reference(x), rtol=0, atol=1e-12)
+
+
+def test_update_that_is_spread_over_all_rows_stays() -> None:
+    check_unchanged(merge_low_rank, program(Broadcast()))
 
 
 def test_update_with_something_between_its_factors_stays() -> None:
