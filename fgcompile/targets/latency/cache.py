@@ -14,8 +14,8 @@ import platform
 from pathlib import Path
 
 from fgcompile.errors import FormatError
+from fgcompile.files import replace_file
 from fgcompile.gates.latency import LatencyTable
-from fgcompile.gates.storage import replace_file
 
 FORMAT = 1
 """Grows when what is measured changes its meaning."""
