@@ -24,6 +24,9 @@ from fgcompile.zoo.registry import Entry
 GATED = ("mlp", "head", "qk", "vo", "conv", "residual", "expert")
 """Kinds that can have gates, as tried one after the other."""
 
+ALL = "all"
+"""Gates of all these kinds at once."""
+
 Verdict = Literal["equal", "no export", "-"]
 
 
@@ -32,7 +35,8 @@ class Closing:
     """One kind of group of one model, closed at random and lowered.
 
     Attributes:
-        kind: Of the gates.
+        kind: Of the gates; `ALL` if there were gates of every kind.
+        groups: Number of gates.
         before: Parameters [count] of the dense model.
         after: Parameters [count] of the lowered one.
         expected: Parameters [count] if every closed unit went.
@@ -43,6 +47,7 @@ class Closing:
     """
 
     kind: str
+    groups: int = 0
     before: int = 0
     after: int = 0
     expected: int = 0
@@ -91,7 +96,10 @@ def close_and_lower(
     onnx: bool = False,
     seed: int = 0,
 ) -> Result:
-    """Tries every kind in `kinds` that `entry` has groups of."""
+    """Tries every kind in `kinds` that `entry` has groups of, one after the other.
+
+    With `onnx`, all of them together as well, with other units, as an ONNX file.
+    """
     start = time.perf_counter()
     try:
         analysis = analyze(entry.build(), entry.example_inputs())
@@ -99,11 +107,12 @@ def close_and_lower(
         return Result(entry.name, error=first_line(error))
     free = Counter(str(g.kind) for g in analysis.groups if g.pinned is None)
     whole = Counter(g.pinned.text for g in analysis.groups if g.pinned is not None)
-    closings = tuple(
-        _close(entry, analysis, kind, onnx, seed) for kind in kinds if free[kind]
-    )
+    present = tuple(kind for kind in kinds if free[kind])
+    closings = [_close(entry, analysis, (kind,), False, seed) for kind in present]
+    if onnx and present:
+        closings.append(_close(entry, analysis, present, True, seed + 1))
     seconds = time.perf_counter() - start
-    return Result(entry.name, dict(free), dict(whole), closings, seconds)
+    return Result(entry.name, dict(free), dict(whole), tuple(closings), seconds)
 
 
 def close_by_name(name: str, kinds: tuple[str, ...], onnx: bool, seed: int) -> Result:
@@ -113,20 +122,21 @@ def close_by_name(name: str, kinds: tuple[str, ...], onnx: bool, seed: int) -> R
 
 
 def _close(
-    entry: Entry, analysis: Analysis, kind: str, onnx: bool, seed: int
+    entry: Entry, analysis: Analysis, kinds: tuple[str, ...], onnx: bool, seed: int
 ) -> Closing:
-    model = entry.build()
+    model, label = entry.build(), ALL if onnx else kinds[0]
     try:
-        config = GateConfig(kinds=(kind,), gate="plain")
+        config = GateConfig(kinds=kinds, gate="plain")
         specs = specs_for(analysis, config, model)
         attach(model, specs, config, model_macs=float(analysis.macs))
         closed = close_at_random(model, seed)
         lowered, verdict = _lower(entry, model, onnx)
     except FgcompileError as error:
-        return Closing(kind, error=first_line(error))
+        return Closing(label, error=first_line(error))
     assert lowered.comparison is not None
     return Closing(
-        kind,
+        label,
+        len(specs),
         analysis.parameters,
         parameter_count(lowered.program),
         analysis.parameters_after(closed),

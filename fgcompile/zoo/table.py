@@ -10,14 +10,14 @@ HEADER = """# Supported models
 
 Every model below was built with random weights. Half of the units of each kind of
 group were closed at random, one kind after the other, and the model was lowered: `fx`
-computed what the gated model does, at several batch sizes and lengths, with and without
-padding, and so did onnxruntime where that column says "equal". *Removed* is the share
-of the closed units' parameters that really went; where it is less than 100 %, the
+computed what the model's own code does with these units closed, at several batch sizes
+and lengths, with and without padding. In the row *all*, other units of all kinds were
+closed together, and the ONNX file computed the same in onnxruntime. *Removed* is the
+share of the closed units' parameters that really went; where it is less than 100 %, the
 reason is below.
 
 No code of fgcompile knows any of these models. This page is made by
-`python -m fgcompile.zoo --kinds mlp,head,conv --markdown docs/supported-models.md`;
-`--onnx` adds ONNX files, and without `--kinds` every kind is tried.
+`python -m fgcompile.zoo --onnx --markdown docs/supported-models.md`.
 
 """
 
@@ -65,10 +65,9 @@ def markdown(results: Iterable[Result]) -> str:
 
 
 def _row(result: Result, closing: Closing) -> str:
-    count = result.groups[closing.kind]
     if closing.error:
-        return f"| {result.name} | {closing.kind} | {count} | {closing.error} | | | |"
+        return f"| {result.name} | {closing.kind} | | {closing.error} | | | |"
     return (
-        f"| {result.name} | {closing.kind} | {count} | equal | {closing.onnx} | "
+        f"| {result.name} | {closing.kind} | {closing.groups} | equal | {closing.onnx} | "
         f"{closing.before:,} -> {closing.after:,} | {min(closing.share, 1):.0%} |"
     )
