@@ -26,9 +26,7 @@ def main(
     names: Annotated[list[str] | None, typer.Argument(help="Models; all.")] = None,
     kinds: Annotated[str, typer.Option(help="Kinds of gate.")] = ",".join(GATED),
     seed: Annotated[int, typer.Option(help="Which units are closed.")] = 0,
-    onnx: Annotated[
-        bool, typer.Option(help="All kinds together, as ONNX too.")
-    ] = False,
+    onnx: Annotated[bool, typer.Option(help="All kinds at once, as ONNX.")] = False,
     capture: Annotated[bool, typer.Option(help="Only capture.")] = False,
     page: Annotated[Path | None, typer.Option("--markdown", help="Write here.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,

@@ -68,6 +68,6 @@ def _row(result: Result, closing: Closing) -> str:
     if closing.error:
         return f"| {result.name} | {closing.kind} | | {closing.error} | | | |"
     return (
-        f"| {result.name} | {closing.kind} | {closing.groups} | equal | {closing.onnx} | "
-        f"{closing.before:,} -> {closing.after:,} | {min(closing.share, 1):.0%} |"
+        f"| {result.name} | {closing.kind} | {closing.groups} | equal | "
+        f"{closing.onnx} | {closing.before:,} -> {closing.after:,} | {min(closing.share, 1):.0%} |"
     )
