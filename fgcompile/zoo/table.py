@@ -69,5 +69,6 @@ def _row(result: Result, closing: Closing) -> str:
         return f"| {result.name} | {closing.kind} | | {closing.error} | | | |"
     return (
         f"| {result.name} | {closing.kind} | {closing.groups} | equal | "
-        f"{closing.onnx} | {closing.before:,} -> {closing.after:,} | {min(closing.share, 1):.0%} |"
+        f"{closing.onnx} | {closing.before:,} -> {closing.after:,} | "
+        f"{min(closing.share, 1):.0%} |"
     )
