@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
@@ -24,6 +25,7 @@ SAFE = {"use_safetensors": True, "trust_remote_code": False}
 _MOST = {"layer": 10_000, "position": 1 << 26}
 """Largest numbers under keys with these words; tables and lists are made of them."""
 _MOST_PARAMETERS = 200_000
+_LARGEST_DIM = 1 << 24
 
 
 @contextlib.contextmanager
@@ -114,21 +116,47 @@ def shards_of(folder: Path) -> list[Any]:
         ) from error
 
 
+def _stored_count(folder: Path) -> int:
+    """Tensors in the safetensors files of `folder`; 0 if there are none to count."""
+    if names := shards_of(folder):
+        return len(names)
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        return 0
+    try:
+        with safe_open(file, "pt") as stream:
+            return len(list(stream.keys()))
+    except (OSError, SafetensorError):
+        return 0  # whoever reads the weights tells
+
+
 _WRONG_TYPE = (TypeError, AttributeError)
 
 
 @contextlib.contextmanager
-def bounded(most: int = _MOST_PARAMETERS) -> Iterator[None]:
-    """A model that is built inside has at most so many parameter tensors.
+def bounded(folder: Path | None = None) -> Iterator[None]:
+    """A model that is built inside has as many parameters as `folder` may hold.
+
+    Args:
+        folder: With the weights, if they are here.
 
     Raises:
-        FormatError: If a constructor makes more, before it fills the memory.
+        FormatError: If a constructor makes more of them, or larger ones than any
+            model has, before they fill the memory.
     """
+    stored = 0 if folder is None else _stored_count(folder)
+    # Tied parameters are set several times but stored once.
+    most = 4 * stored + 100 if stored else _MOST_PARAMETERS
     left = most
 
     def count(module: nn.Module, name: str, parameter: Any) -> None:
         nonlocal left
         left -= 1
+        if parameter is not None and max(parameter.shape, default=0) > _LARGEST_DIM:
+            raise FormatError(
+                f"the configuration describes a parameter of {list(parameter.shape)}\n"
+                "  It is damaged: no model has so large a dim. Fetch it again."
+            )
         if left < 0:
             raise FormatError(
                 f"the configuration describes more than {most:,} parameters\n"

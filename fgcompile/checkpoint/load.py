@@ -90,7 +90,7 @@ def _load_transformers(folder: Path, manifest: Manifest) -> nn.Module:
     config = cls.config_class.from_dict(text)
     resized: Any = type(cls.__name__, (cls,), {"__init__": _resizing(cls, manifest)})
     resized.__module__ = cls.__module__
-    with silence(), torch.no_grad(), bounded():
+    with silence(), torch.no_grad(), bounded(folder):
         model, info = resized.from_pretrained(
             *(folder,),
             config=config,

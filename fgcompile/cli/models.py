@@ -46,7 +46,7 @@ def open_model(name: str, weights: bool = True) -> nn.Module:
     if (Path(name) / MANIFEST).is_file():
         return load(name)
     cls, config = model_class(name)
-    with silence(), bounded(), _opening(name):
+    with silence(), bounded(Path(name)), _opening(name):
         if weights:
             model: nn.Module = cls.from_pretrained(name, config=config, **SAFE)
         else:

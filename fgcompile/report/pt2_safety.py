@@ -163,8 +163,9 @@ def _is_small(node: ast.expr) -> bool:
         return _is_small(node.operand)
     if isinstance(node, ast.Call) and len(node.args) == 1:
         return _is_small(node.args[0])
-    number = isinstance(node, ast.Constant) and isinstance(node.value, int | float)
-    return number and abs(node.value) <= 64
+    if not isinstance(node, ast.Constant) or not isinstance(node.value, int | float):
+        return False
+    return abs(node.value) <= 64
 
 
 def _check_structure(file: Path, text: Any) -> None:

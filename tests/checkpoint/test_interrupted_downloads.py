@@ -27,7 +27,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    places = {}
+    places: dict[str, str] = {}
     for number in (1, 2):
         file = f"model-{number:05}-of-00002.safetensors"
         part = {n: t for k, (n, t) in enumerate(state.items()) if k % 2 == number - 1}

@@ -9,11 +9,12 @@ import shutil
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
 
-from tests.faults.killing import kill_once, measure, outcome_of, start_child, wait
+from tests.faults.killing import kill_once, measure, outcome_of, start_child
 from tests.faults.writers import Writer
 
 LEFT = (".fgcompile-*", ".*.tmp", "*.safetensors.*")
@@ -36,9 +37,7 @@ def kill(writer: Writer, times: int, seed: int, work: Path) -> Counter[str]:
         has_old = attempt % 5 != 0
         if has_old:
             writer.write("old", path)
-        killed = kill_once(
-            lambda path=path: writer.write("new", path), random, events, seconds
-        )
+        killed = kill_once(partial(writer.write, "new", path), random, events, seconds)
         state = writer.state(path, has_old)
         bad = state not in (("old", "new") if has_old else ("nothing", "new"))
         found["killed" if killed else "done"] += 1
@@ -71,7 +70,7 @@ def full_disk(writer: Writer, work: Path, sizes: tuple[int, ...]) -> Counter[str
     for size in sizes:
         path = _fresh(work, writer)
         writer.write("old", path)
-        told = outcome_of(lambda size=size, path=path: _limited(writer, path, size))
+        told = outcome_of(partial(_limited, writer, path, size))
         _judge(writer, path, told, found)
     with small_file_system(work / "disk", "64k") as folder:
         if folder is None:
@@ -135,10 +134,11 @@ def two_writers(writer: Writer, work: Path, rounds: int) -> Counter[str]:
     path = _fresh(work, writer)
     writer.write("old", path)
 
-    def repeat(state: str) -> Callable[[], None]:
-        return lambda: [writer.write(state, path) for _ in range(rounds)] and None
+    def repeat(state: str) -> None:
+        for _ in range(rounds):
+            writer.write(state, path)
 
-    children = [start_child(repeat(state)) for state in ("old", "new")]
+    children = [start_child(partial(repeat, state)) for state in ("old", "new")]
     while children:
         for child in list(children):
             done, status = os.waitpid(child, os.WNOHANG)
@@ -180,6 +180,3 @@ def small_file_system(folder: Path, size: str) -> Iterator[Path | None]:
     finally:
         if mounted:
             subprocess.run(["umount", "-l", str(folder)], check=False)
-
-
-__all__ = ["full_disk", "kill", "read_only", "two_writers", "wait"]

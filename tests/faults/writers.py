@@ -45,10 +45,12 @@ class Writer:
 
     def state(self, path: Path, has_old: bool = True) -> str:
         """What is there: "old", "new", "nothing", or what is wrong with it."""
+        if not has_old and not path.exists():
+            return "nothing"
         try:
             found = self.read(path)
         except Exception as error:
-            if not has_old and (not path.exists() or isinstance(error, FormatError)):
+            if not has_old and isinstance(error, FormatError):
                 return "nothing"
             return f"{type(error).__name__}: {error}"
         for state, wanted in self.wants.items():

@@ -24,6 +24,7 @@ import fgcompile
 from fgcompile.cli import main
 from fgcompile.gates import saved_config
 from fgcompile.methods import S2ftAdapter, S2ftEntry, fuse
+from fgcompile.methods.s2ft_adapter import Key
 from fgcompile.report.graph_diff import GraphDiff
 from fgcompile.zoo.models import entry
 from tests.hostile.documents import damaged_bytes, damaged_json, strange_value
@@ -72,8 +73,13 @@ def _build_onnx(folder: Path) -> None:
     model = Encoder(layers=1, quantised=True).build()
     onnx.save(_with_branch(model), folder / "good.onnx")
     onnx.save(_with_branch(model), folder / "model.onnx")
-    beside = {"location": "model.data", "size_threshold": 0}
-    onnx.save(model, folder / "beside.onnx", save_as_external_data=True, **beside)
+    onnx.save(
+        model,
+        folder / "beside.onnx",
+        save_as_external_data=True,
+        location="model.data",
+        size_threshold=0,
+    )
     (folder / "link.data").symlink_to("../outside/secret.data")
     (folder / "linked").symlink_to("../outside")
     (folder / "folder").mkdir()
@@ -288,7 +294,7 @@ def _use_gates(case: Path) -> None:
 
 
 def _build_s2ft(folder: Path) -> None:
-    entries = {
+    entries: dict[Key, S2ftEntry] = {
         ("up.weight", "rows"): S2ftEntry(
             0, "rows", (8, 4), torch.tensor([1, 5]), torch.randn(2, 4)
         ),

@@ -266,6 +266,10 @@ def _endless(folder: Path) -> None:
     _edit(folder / "config.json", num_hidden_layers=10**9)
 
 
+def _many(folder: Path) -> None:
+    _edit(folder / "config.json", num_hidden_layers=500)
+
+
 def _untyped(folder: Path) -> None:
     _edit(folder / "config.json", initializer_range="wide", hidden_act=5)
 
@@ -283,6 +287,7 @@ def _edit(file: Path, **changes: Any) -> None:
         (_adapted, "holds an adapter"),
         (_kernels, "asks for code from elsewhere"),
         (_endless, "No model has that many"),
+        (_many, "describes more than"),
         (_untyped, "does not fit LlamaForCausalLM"),
     ],
 )
@@ -314,6 +319,7 @@ def test_a_class_that_is_no_model_is_not_called(tmp_path: Path, name: Any) -> No
     [
         {"auto_map": {"AutoConfig": "evil.Config"}, "model_type": "unheard-of"},
         {"num_hidden_layers": 10**12},
+        {"intermediate_size": 10**9},
         {"max_position_embeddings": 10**12},
         {"attn_implementation": "kernels-community/evil"},
         {"rms_norm_eps": "x"},

@@ -68,7 +68,7 @@ def lower_checkpoint(
         ExportError: If the class cannot express it, or `out` cannot be written.
     """
     checkpoint = Checkpoint(folder)
-    model = skeleton(cls, config)
+    model = skeleton(cls, config, folder)
     names = _stored_names(model, checkpoint, folder)
     factors = _factors(model, gate) if gate is not None else {}
     inputs = default_inputs(model, length=_VERIFIED_TOKENS)

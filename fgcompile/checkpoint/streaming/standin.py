@@ -8,6 +8,7 @@ are 0, except along a dim of which some indices are zero.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +22,15 @@ Factors = Mapping[str, Mapping[int, Tensor]]
 """What multiplies a parameter along each of its dims, by name."""
 
 
-def skeleton(cls: Any, config: Any) -> nn.Module:
+def skeleton(cls: Any, config: Any, folder: Path | None = None) -> nn.Module:
     """A model of `cls` in eval mode, with real buffers and parameters of ones.
 
     Its memory is that of its largest parameter, for a moment.
+
+    Args:
+        cls: Of transformers.
+        config: Its configuration.
+        folder: With the weights that it shall fit, if they are here.
 
     Raises:
         FormatError: If `cls` makes nothing of `config`.
@@ -37,7 +43,7 @@ def skeleton(cls: Any, config: Any) -> nn.Module:
             "Give the class that the checkpoint was saved with, and its config.json.",
         ),
         silence(),
-        bounded(),
+        bounded(folder),
         init_empty_weights(include_buffers=False),
     ):
         model: nn.Module = cls(config)
