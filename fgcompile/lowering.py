@@ -36,7 +36,11 @@ from fgcompile.targets.files import staged, staged_folder
 from fgcompile.targets.forms import Form, OnnxForm, OpenVinoForm
 from fgcompile.targets.module import LoweredModule, lower_to_module
 from fgcompile.targets.onnx import OPSET
-from fgcompile.targets.verify import Comparison, verify_equal
+from fgcompile.targets.verify import (
+    Comparison,
+    remembered_outputs,
+    verify_equal,
+)
 
 Target = Literal["fx", "module", "onnx", "openvino"]
 
@@ -61,15 +65,20 @@ class Lowered:
             weights, what it saw of the file with float32 weights.
     """
 
-    model: Any
     target: Target
     program: Program
     comparison: Comparison | None
+    _read: Callable[[], Any]
     _before: Program
     _run: Callable[..., Any]
     _closed: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _artifact: Artifact | None = field(default=None, repr=False)
     _module: LoweredModule | None = field(default=None, repr=False)
+
+    @cached_property
+    def model(self) -> Any:
+        """See above; a file is read when this is first asked for."""
+        return self._read()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Outputs for the inputs that the model's forward takes."""
@@ -194,7 +203,8 @@ def lower(
         result = _lower_to_decoder(model, program, verify, opset, quantize, kinds)
     else:
         quantize = quantization is not None
-        result = _lower_to_file(program, target, verify, opset, quantize)
+        with remembered_outputs(program):
+            result = _lower_to_file(program, target, verify, opset, quantize)
     if container is not None:
         result._closed = {name: ~gate.open for name, gate in gates(model).items()}
     if path is not None:
@@ -261,7 +271,7 @@ def _lower_to_fx(program: Program, verify: bool) -> Lowered:
     lowered = eliminate(program)
     comparison = verify_equal(program, lowered) if verify else None
     module = lowered.graph_module
-    return Lowered(module, "fx", lowered, comparison, program, lowered)
+    return Lowered("fx", lowered, comparison, lambda: module, program, lowered)
 
 
 def _lower_to_module(
@@ -270,7 +280,7 @@ def _lower_to_module(
     made = lower_to_module(model, program.inputs, uniform)
     comparison = verify_equal(program, made) if verify else None
     return Lowered(
-        *(made.model, "module", made.program, comparison, program, made.model),
+        *("module", made.program, comparison, lambda: made.model, program, made.model),
         _module=made,
     )
 
@@ -288,7 +298,7 @@ def _lower_to_file(
         dense = (lambda: OnnxForm(_without_gates(program), opset)) if quantize else None
         made = make_artifact(*forms, "model.onnx", "onnxruntime", verify, dense)
     return Lowered(
-        *(made.model, target, lowered, made.comparison or comparison, program),
+        *(target, lowered, made.comparison or comparison, made.read, program),
         *(made.run,),
         _artifact=made,
     )
@@ -321,7 +331,7 @@ def _lower_to_decoder(
         dense if quantize else None,
     )
     return Lowered(
-        *(made.model, "onnx", small.program, made.comparison or comparison, program),
+        *("onnx", small.program, made.comparison or comparison, made.read, program),
         *(made.run,),
         _module=small,
         _artifact=made,
