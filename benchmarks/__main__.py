@@ -24,7 +24,12 @@ from benchmarks import catalogue, pages
 from benchmarks.runner import run as run_cells
 from benchmarks.store import RESULTS
 
-app = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True)
+app = typer.Typer(
+    add_completion=False,
+    help=__doc__,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # the last line of a failure is its message
+)
 
 _PASSES_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 

@@ -34,7 +34,7 @@ _TINY = {
     "num_attention_heads": 4,
     "intermediate_size": 128,
 }
-_TINY_LLAMA = _LLAMA_1B | _TINY | {"num_key_value_heads": 2, "head_dim": 16}
+_TINY_LLAMA = _TINY | {"num_key_value_heads": 2, "head_dim": 16}
 
 
 def bert(**shape: Any) -> nn.Module:

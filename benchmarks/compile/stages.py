@@ -70,8 +70,8 @@ def all_stages(model: str, rounds: int) -> Result:
     one model is in memory.
     """
     torch.set_num_threads(1)
-    _warm_up()
     net, clock = build(model), Clock()
+    _round(Clock(), build("tiny-bert"))  # imports are no part of a stage
     count = sum(p.numel() for p in net.parameters())
     weights = sum(p.numel() * p.element_size() for p in net.parameters())
     for _ in range(rounds):
@@ -154,11 +154,6 @@ def _parts_of_lower(clock: Clock, before: Program, file: Path) -> None:
         with clock.stage("verify"):
             verify_equal(before, after)
             OnnxForm(before).compare(OnnxForm(after).open(file), "the file")
-
-
-def _warm_up() -> None:
-    """What happens once in a process, such as imports, is no part of a stage."""
-    _round(Clock(), build("tiny-bert"))
 
 
 def _settle_memory() -> None:

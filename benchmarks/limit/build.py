@@ -34,6 +34,7 @@ VARIANTS = ("dense", "shared", "finegates", "gathers")
 gathers and scatters where they pay; and with all of them, as published."""
 
 _LARGE = 500_000_000
+_FACTS = "facts.json"
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,18 @@ def built(model: str, variant: str, removed: int) -> Built:
     """The files of a variant, from the cache or made now by another process."""
     name = f"{model}-{variant}" + ("" if variant == "dense" else f"-{removed}")
     folder = _folder() / name
-    facts = folder / "facts.json"
-    if not facts.exists():
+    if not (folder / _FACTS).exists():
         command = [
             *(sys.executable, "-m", "benchmarks.limit.build"),
             *(model, variant, str(removed), str(folder)),
         ]
         subprocess.run(command, cwd=ROOT, check=True)
-    return Built(**json.loads(facts.read_text(encoding="utf-8")))
+    return read(folder)
+
+
+def read(folder: Path) -> Built:
+    """What `make` left in `folder`."""
+    return Built(**json.loads((folder / _FACTS).read_text(encoding="utf-8")))
 
 
 @functools.cache
@@ -99,12 +104,13 @@ def make(model: str, variant: str, removed: int, folder: Path) -> None:
         count = sum(tensors[str(name)].numel() for name in names)
         file = str(folder / "model.onnx")
         facts = Built(file, count, counted, matrices, macs)
-        (work / "facts.json").write_text(json.dumps(asdict(facts)), encoding="utf-8")
         folder.mkdir(exist_ok=True)
-        for part in sorted(work.iterdir()):  # facts.json comes before model.onnx
-            if part.name != "facts.json":
-                os.replace(part, folder / part.name)
-        os.replace(work / "facts.json", folder / "facts.json")
+        for part in work.iterdir():
+            os.replace(part, folder / part.name)
+        # What is read first is written last: it says that the rest is there.
+        text = json.dumps(asdict(facts))
+        (work / _FACTS).write_text(text, encoding="utf-8")
+        os.replace(work / _FACTS, folder / _FACTS)
 
 
 Maker = Callable[[nn.Module, float, Path], tuple[Program, float, int]]

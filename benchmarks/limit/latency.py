@@ -119,7 +119,7 @@ def feed(session: onnxruntime.InferenceSession, batch: int, tokens: int) -> Feed
 def profiles(
     files: dict[str, Built], batch: int, tokens: int, threads: int, runs: int = 5
 ) -> dict[str, dict[str, float]]:
-    """Milliseconds of one run by operator type, for each file."""
+    """Milliseconds of one run by operator type, for each file; medians."""
     found = {}
     for name, one in files.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -140,10 +140,11 @@ def _by_operator(
         for event in events
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
     ]
-    nodes = nodes[len(nodes) // (runs + 1) :]  # the first run warms up
-    total: dict[str, float] = {}
-    for event in nodes:
-        name = event["args"]["op_name"]
-        total[name] = total.get(name, 0.0) + event["dur"] / 1000 / runs
-    ordered = sorted(total.items(), key=lambda item: -item[1])
-    return {name: round(milliseconds, 4) for name, milliseconds in ordered}
+    each = len(nodes) // (runs + 1)
+    totals: dict[str, list[float]] = {}
+    for run in range(1, runs + 1):  # the first one warms up
+        for event in nodes[run * each : (run + 1) * each]:
+            own = totals.setdefault(event["args"]["op_name"], [0.0] * runs)
+            own[run - 1] += event["dur"] / 1000
+    found = {name: round(statistics.median(own), 4) for name, own in totals.items()}
+    return dict(sorted(found.items(), key=lambda item: -item[1]))

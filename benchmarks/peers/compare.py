@@ -27,8 +27,8 @@ from benchmarks.peers.models import (
 from benchmarks.runner import call, failure
 from fgcompile.targets.timing import interleaved_times
 
-LIMIT = 120.0
-"""When a peer is given up [s]."""
+LIMIT, PATIENCE = 120.0, 600.0
+"""When a peer is given up [s]; on a tiny model, which is no measurement, later."""
 
 EXACT = 1e-4
 """Largest difference that counts as rounding, relative to the largest output."""
@@ -46,10 +46,11 @@ def compare(model: str, peer: str, small: bool) -> Result:
     masked, facts = _prepare(folder, model, small)
     command = [python, "-m", "benchmarks.peers.worker", MODULES[peer], str(folder)]
     log = folder / "log"
-    code = call(command, log, LIMIT)
+    limit = PATIENCE if small else LIMIT
+    code = call(command, log, limit)
     result: Result = {"version": installed(python, peer), "runs": code == 0}
     if code != 0:
-        message = failure(code, log, LIMIT).replace(str(folder), "")
+        message = failure(code, log, limit).replace(str(folder), "")
         return result | {"message": message}
     result |= json.loads((folder / "result.json").read_text(encoding="utf-8"))
     file = folder / "model.onnx"

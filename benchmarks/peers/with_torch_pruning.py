@@ -49,6 +49,7 @@ def prune(prepared: Any, folder: Path) -> str:
         ignored_layers=ignored,
         num_heads=number_of,
         prune_num_heads=True,
+        prune_head_dims=False,
         head_pruning_ratio=CUT,
         output_transform=lambda output: output.last_hidden_state.sum(),
     )
