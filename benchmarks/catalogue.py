@@ -11,6 +11,7 @@ NAMES = ("limit", "peers", "compile")
 
 SCRIPTS = {
     "int8": "What int8 weights cost in accuracy and save in time",
+    "latency_budget": "Whether a latency budget keeps its word",
     "large_checkpoint": "Time and memory of lowering a checkpoint of gigabytes",
 }
 """Those that are one program with options of its own."""

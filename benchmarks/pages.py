@@ -22,8 +22,9 @@ _HEAD = """\
 `python -m benchmarks list` says what can be measured; `python -m benchmarks run NAME`
 measures what is missing there: each cell in a process of its own, one at a time.
 Competitors are timed in turns within one process, after a warm-up, and a ratio is
-the median of those of the single turns. Weights are random, as time does not depend
-on them.
+the median of those of the single turns. Latency on one thread is by a clock that stands
+still while other processes have the processor. Weights are random, as time does not
+depend on them.
 """
 
 
@@ -62,7 +63,9 @@ def with_tables(readme: str, folder: Path = RESULTS) -> str:
         pattern = re.escape(marks[0]) + ".*?" + re.escape(marks[1])
         block = f"\n{found.summary(records)}\n{_command(found)}\n\n"
         new = marks[0] + block + marks[1]
-        readme = re.sub(pattern, lambda _, new=new: new, readme, flags=re.DOTALL)
+        # Backslashes in the table are no escapes.
+        new = new.replace("\\", "\\\\")
+        readme = re.sub(pattern, new, readme, flags=re.DOTALL)
     return readme
 
 

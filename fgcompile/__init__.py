@@ -5,11 +5,12 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from fgcompile.checkpoint import load
-from fgcompile.compiler import analyze, insert_gates
+from fgcompile.compiler import analyze, insert_gates, measure_latency
 from fgcompile.gates import (
     Budget,
     Gate,
     GateConfig,
+    LatencyTable,
     gates,
     load_gates,
     param_groups,
@@ -28,6 +29,7 @@ __all__ = [
     "Gate",
     "GateConfig",
     "GraphDiff",
+    "LatencyTable",
     "Lowered",
     "analyze",
     "check_rule",
@@ -38,6 +40,7 @@ __all__ = [
     "load",
     "load_gates",
     "lower",
+    "measure_latency",
     "param_groups",
     "penalty",
     "remove_gates",

@@ -1,8 +1,10 @@
-"""The public verbs: analyze, insert_gates."""
+"""The public verbs: analyze, insert_gates, measure_latency."""
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeGuard, TypeVar
 
 from torch import nn
 from torch.fx import GraphModule, Node
@@ -19,8 +21,12 @@ from fgcompile.gates.attach import (
 )
 from fgcompile.gates.config import GateConfig
 from fgcompile.gates.independent import specs_for
+from fgcompile.gates.latency import LatencyTable
+from fgcompile.gates.spec import GateSpec
 from fgcompile.passes.insert_gates import insert_gate_nodes
 from fgcompile.program import Program
+from fgcompile.targets.latency.bar import progress_bar
+from fgcompile.targets.latency.measure import Setting, measure
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Inputs = tuple[Any, ...] | dict[str, Any]
@@ -42,6 +48,10 @@ def analyze(
     Raises:
         CaptureError: If the model cannot be captured.
     """
+    container = find_container(model) if isinstance(model, nn.Module) else None
+    if container is not None:
+        # Tracing leaves buffers as they are, so that nothing may be due in them.
+        container.settle()
     program = model if isinstance(model, Program) else capture(model, example_inputs)
     return find_groups(_without_gates(program))
 
@@ -69,6 +79,7 @@ def insert_gates(
         GateError: If `model` is not a module, has gates already, or a requested kind
             has no group that can be gated. The model is unchanged then.
         CaptureError: If the model cannot be captured.
+        ExportError: If latency is limited and cannot be measured.
     """
     if not isinstance(model, nn.Module):
         raise GateError(
@@ -83,16 +94,79 @@ def insert_gates(
     analysis = analyze(model, example_inputs)
     config = config or GateConfig(kinds=_default_kinds(analysis))
     macs = float(analysis.macs)
-    if isinstance(model, GraphModule) and is_aten_graph(model):
-        specs = specs_for(analysis, config)
+    specs = _specs(analysis, config, model)
+    config = _measured(analysis, config, specs)
+    if _is_graph(model):
         container = make_container(model, specs, config, model_macs=macs)
         insert_gate_nodes(model, specs, container)
     else:
-        specs = specs_for(analysis, config, model)
         attach(model, specs, config, model_macs=macs)
     # lower() captures with the same inputs, unless it is given others.
     vars(container_of(model))["example_inputs"] = example_inputs
     return model
+
+
+def measure_latency(
+    model: nn.Module,
+    example_inputs: Inputs | None = None,
+    kinds: Sequence[str] | None = None,
+    *,
+    batch: int = 1,
+    length: int = 128,
+    threads: int = 1,
+    fresh: bool = False,
+) -> LatencyTable:
+    """What `model` and its units take in ONNX Runtime on this machine.
+
+    `insert_gates` does this by itself where `Budget(latency=...)` asks for it. By
+    itself it serves to look at, and to measure on the machine that will serve the
+    model: `Budget(latency=0.6, measured=table)` then trains on another. Measured once,
+    times are read from the cache folder (`~/.cache/fgcompile`).
+
+    Args:
+        model: Any module; it is not changed.
+        example_inputs: As for `insert_gates`.
+        kinds: Kinds of group that will be gated; None as for `insert_gates`.
+        batch: Rows.
+        length: Tokens in a row; not read for models without a dynamic length.
+        threads: Threads of the runtime.
+        fresh: Measure again, whatever is in the cache.
+
+    Raises:
+        CaptureError: If the model cannot be captured.
+        GateError: If there is nothing of these kinds to gate.
+        ExportError: If the extra `onnx` is not installed, or a part of the model
+            cannot be exported.
+        FormatError: If the model does not run at that size.
+    """
+    analysis = analyze(model, example_inputs)
+    config = GateConfig(kinds=tuple(kinds or _default_kinds(analysis)))
+    names = [spec.name for spec in _specs(analysis, config, model)]
+    with progress_bar() as progress:
+        setting = Setting(batch, length, threads)
+        return measure(analysis, names, setting, fresh=fresh, progress=progress)
+
+
+def _measured(
+    analysis: Analysis, config: GateConfig, specs: Sequence[GateSpec]
+) -> GateConfig:
+    """`config` with measured latencies, if it limits them and has none."""
+    budget = config.budget
+    if budget is None or budget.latency is None or budget.measured is not None:
+        return config
+    setting = Setting(budget.batch, budget.length, budget.threads)
+    with progress_bar() as progress:
+        names = [spec.name for spec in specs]
+        table = measure(analysis, names, setting, progress=progress)
+    return replace(config, budget=replace(budget, measured=table))
+
+
+def _specs(analysis: Analysis, config: GateConfig, model: nn.Module) -> list[GateSpec]:
+    return specs_for(analysis, config, None if _is_graph(model) else model)
+
+
+def _is_graph(model: nn.Module) -> TypeGuard[GraphModule]:
+    return isinstance(model, GraphModule) and is_aten_graph(model)
 
 
 def _without_gates(program: Program) -> Program:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +21,11 @@ from fgcompile.gates.status import check_ran
 from fgcompile.passes.eliminate_dead_code import eliminate_dead_code
 from fgcompile.passes.fold_gates import GATE
 from fgcompile.passes.pipeline import eliminate
-from fgcompile.program import Program
-from fgcompile.report import GraphDiff, Verification
+from fgcompile.program import Program, size_range
+from fgcompile.report import GraphDiff, Note, Verification
 from fgcompile.report.lowering import lowering_report
 from fgcompile.targets.artifact import Artifact, make_artifact
+from fgcompile.targets.captured import verify_captured
 from fgcompile.targets.companions import write_companions
 from fgcompile.targets.decoder import (
     DecoderForm,
@@ -36,6 +38,7 @@ from fgcompile.targets.files import staged, staged_folder
 from fgcompile.targets.forms import Form, OnnxForm, OpenVinoForm
 from fgcompile.targets.module import LoweredModule, lower_to_module
 from fgcompile.targets.onnx import OPSET
+from fgcompile.targets.precise import verify_precisely
 from fgcompile.targets.verify import (
     Comparison,
     remembered_outputs,
@@ -104,6 +107,7 @@ class Lowered:
             [] if self._module is None else self._module.kept.texts,
             _title(self._before),
         )
+        report = replace(report, notes=report.notes + tuple(_limits(self._before)))
         if self._artifact is None:
             return report
         return replace(
@@ -190,26 +194,45 @@ def lower(
         _destination(target, Path(path))
     container = find_container(model) if isinstance(model, nn.Module) else None
     if container is not None:
+        # What the optimizer did last is part of the model that is lowered.
+        container.settle()
         check_ran(container)
     program = capture(model, _inputs_of(model, example_inputs))
     _check_weights(program)
-    if target == "module":
-        result = _lower_to_module(model, program, verify, bool(uniform))
-    elif target == "fx":
-        result = _lower_to_fx(program, verify)
-    elif cache:
-        quantize = quantization is not None
-        kinds: bool | tuple[str, ...] = _CACHED if uniform is None else uniform
-        result = _lower_to_decoder(model, program, verify, opset, quantize, kinds)
-    else:
-        quantize = quantization is not None
-        with remembered_outputs(program):
-            result = _lower_to_file(program, target, verify, opset, quantize)
+    with remembered_outputs(program):
+        result = _lowered(
+            *(model, program, target, verify),
+            opset=opset,
+            quantize=quantization is not None,
+            cache=cache,
+            uniform=uniform,
+        )
     if container is not None:
         result._closed = {name: ~gate.open for name, gate in gates(model).items()}
     if path is not None:
         _save_or_discard(result, path)
     return result
+
+
+def _lowered(
+    model: nn.Module,
+    program: Program,
+    target: Target,
+    verify: bool,
+    *,
+    opset: int,
+    quantize: bool,
+    cache: bool,
+    uniform: bool | None,
+) -> Lowered:
+    if target == "module":
+        return _lower_to_module(model, program, verify, bool(uniform))
+    if target == "fx":
+        return _lower_to_fx(program, verify)
+    if cache:
+        kinds: bool | tuple[str, ...] = _CACHED if uniform is None else uniform
+        return _lower_to_decoder(model, program, verify, opset, quantize, kinds)
+    return _lower_to_file(program, target, verify, opset, quantize)
 
 
 def _check_options(target: Target, quantization: str | None, cache: bool) -> None:
@@ -224,6 +247,22 @@ def _check_options(target: Target, quantization: str | None, cache: bool) -> Non
                 f"{name}={asked!r} is for ONNX files, not for target {target!r}\n"
                 f'  Lower to "onnx", or without {name}.'
             )
+
+
+def _limits(program: Program) -> Iterator[Note]:
+    """What the sizes of inputs must be, where the model's code chooses by them."""
+    for node in program.placeholders:
+        value = node.meta.get("val")
+        for dim, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
+            low, high = size_range(size)
+            if not isinstance(size, int) and low:
+                most = "" if high == math.inf else f" and at most {high}"
+                yield Note(
+                    f"dim {dim} must be at least {low}{most}: the model's code does "
+                    "something else below, and the file does not check it",
+                    f"input {node.target}",
+                    "warning",
+                )
 
 
 def _title(program: Program) -> str:
@@ -267,9 +306,22 @@ def _check_weights(program: Program) -> None:
             )
 
 
+def _compared(
+    program: Program, lowered: Program, candidate: Callable[..., Any]
+) -> Comparison:
+    """What verification sees of `candidate`, which computes what `lowered` does.
+
+    Raises:
+        VerifyError: If the model, `program` and `candidate` are not all equal.
+    """
+    verify_captured(program)
+    verify_precisely(program, lowered)
+    return verify_equal(program, candidate)
+
+
 def _lower_to_fx(program: Program, verify: bool) -> Lowered:
     lowered = eliminate(program)
-    comparison = verify_equal(program, lowered) if verify else None
+    comparison = _compared(program, lowered, lowered) if verify else None
     module = lowered.graph_module
     return Lowered("fx", lowered, comparison, lambda: module, program, lowered)
 
@@ -278,7 +330,7 @@ def _lower_to_module(
     model: nn.Module, program: Program, verify: bool, uniform: bool
 ) -> Lowered:
     made = lower_to_module(model, program.inputs, uniform)
-    comparison = verify_equal(program, made) if verify else None
+    comparison = _compared(program, made.program, made) if verify else None
     return Lowered(
         *("module", made.program, comparison, lambda: made.model, program, made.model),
         _module=made,
@@ -289,7 +341,7 @@ def _lower_to_file(
     program: Program, target: Target, verify: bool, opset: int, quantize: bool
 ) -> Lowered:
     lowered = eliminate(program)
-    comparison = verify_equal(program, lowered) if verify else None
+    comparison = _compared(program, lowered, lowered) if verify else None
     if target == "openvino":
         forms: tuple[Form, Form] = (OpenVinoForm(program), OpenVinoForm(lowered))
         made = make_artifact(*forms, "model.xml", "OpenVINO", verify)
@@ -315,7 +367,7 @@ def _lower_to_decoder(
     """Generation needs the code around the graph: it is the module that is written."""
     cache_layers(model)
     small = lower_to_module(model, program.inputs, uniform)
-    comparison = verify_equal(program, small) if verify else None
+    comparison = _compared(program, small.program, small) if verify else None
     layers = cache_layers(small.model)
 
     def dense() -> Form:

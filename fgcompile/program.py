@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -158,16 +159,12 @@ class Program:
                         "  Capture again with that value: it is a part of the program."
                     )
             elif not _fits(leaf.shape, node.meta.get("val")):
-                fixed = [s if isinstance(s, int) else "*" for s in _sizes(node)]
+                allowed = map(_range_text, node.meta["val"].shape)
                 raise CaptureError(
                     f"input {node.target} has shape {_text(leaf.shape)}, but the "
-                    f"program was captured for {_text(fixed)}\n"
+                    f"program was captured for {_text(allowed)}\n"
                     "  Capture again with example inputs of that shape."
                 )
-
-
-def _sizes(node: Node) -> list[Any]:
-    return list(node.meta["val"].shape)
 
 
 def _text(sizes: Iterable[Any]) -> str:
@@ -179,13 +176,36 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def _fits(shape: torch.Size, value: Any) -> bool:
-    """Whether a tensor of that shape agrees with a traced one in all fixed sizes."""
+    """Whether a traced tensor stands for tensors of that shape too."""
     if not isinstance(value, torch.Tensor):
         return True
     return len(shape) == len(value.shape) and all(
-        not isinstance(want, int) or want == got
-        for want, got in zip(value.shape, shape, strict=True)
+        low <= got <= high
+        for (low, high), got in zip(map(size_range, value.shape), shape, strict=True)
     )
+
+
+def size_range(size: int | torch.SymInt) -> tuple[int, float]:
+    """Smallest and largest size that a traced one stands for, both included.
+
+    The code of a model may choose by a size; its graph is one choice only. Tracing
+    takes every size for 2 or more, of which nothing follows for 0 and 1.
+    """
+    if isinstance(size, int):
+        return size, size
+    bounds = size.node.shape_env.bound_sympy(size.node.expr)
+    low = int(bounds.lower) if bounds.lower.is_Integer else 0
+    high = int(bounds.upper) if bounds.upper.is_Integer else math.inf
+    return (0 if low <= 2 else low), high
+
+
+def _range_text(size: int | torch.SymInt) -> str:
+    low, high = size_range(size)
+    if low == high:
+        return str(low)
+    if (low, high) == (0, math.inf):
+        return "*"
+    return f"{low}.." if high == math.inf else f"{low}..{high}"
 
 
 def module_path(node: Node) -> str:

@@ -103,7 +103,7 @@ def _readers(gate: Node) -> list[WeightUse] | None:
             uses += found
             continue
         use = weight_use(user)
-        if use is None or use.operand is not gate or not _gates_inputs(gate, use):
+        if use is None or use.operand is not gate or _dim(gate) != use.channels:
             return None
         uses.append(use)
     return uses
@@ -111,7 +111,7 @@ def _readers(gate: Node) -> list[WeightUse] | None:
 
 def _readers_of_view(view: Node) -> list[WeightUse] | None:
     uses = [weight_use(user) for user in view.users]
-    if any(u is None or u.operand is not view or _channels(u) != -1 for u in uses):
+    if any(u is None or u.operand is not view or u.channels != -1 for u in uses):
         return None
     return [u for u in uses if u is not None]
 
@@ -135,18 +135,6 @@ def _keeps_last_dim(node: Node) -> bool:
     return (
         before is not None and after is not None and before.shape[-1] == after.shape[-1]
     )
-
-
-def _channels(use: WeightUse) -> int:
-    """The operand's contracted dim, from the right."""
-    name = use.node.target._schema.name  # type: ignore[union-attr]
-    tensor = tensor_of(use.operand)
-    assert tensor is not None
-    return 1 - tensor.dim() if name.startswith("aten::conv") else -1
-
-
-def _gates_inputs(gate: Node, use: WeightUse) -> bool:
-    return _dim(gate) == _channels(use)
 
 
 def _dim(gate: Node) -> int:
@@ -183,10 +171,7 @@ def _producer(source: Node, gate: Node) -> list[tuple[Node, int]] | None:
     """Tensors to scale, and along which dim; None if the producer has none."""
     use = weight_use(source)
     if use is not None:
-        channels = -1
-        if source.target._schema.name.startswith("aten::conv"):  # type: ignore[union-attr]
-            channels = 1 - len(source.meta["val"].shape)
-        if _dim(gate) != channels:
+        if _dim(gate) != use.channels:
             return None
         bias = [(use.bias, 0)] if use.bias is not None else []
         return [(use.weight, use.outputs), *bias]

@@ -99,15 +99,19 @@ def _agree(
 
     Compared by coupled class: which of two coupled operands an elementwise operator's
     plane names is arbitrary. Where one unit of each head is left, it may stand for
-    the head.
+    the head. A plane along fewer dims may name the head alone: that of queries, where
+    the one key-value head that is left has no dim to vary along.
     """
     for plane, head in expected:
         varying = {k for k, n in enumerate(plane.shape) if n > 1}
         heads = np.where(head >= 0, head, plane)
         single = np.unique(heads).size == heads.size
         for found, owner in actual:
-            if varying & {k for k, n in enumerate(found.shape) if n > 1}:
+            dims = {k for k, n in enumerate(found.shape) if n > 1}
+            if varying & dims:
                 same = plane == found
+                if dims < varying:
+                    same = same | ((owner < 0) & (heads == found))
                 if single:
                     same = same | (heads == np.where(owner >= 0, owner, found))
                 if ((plane >= 0) & (found >= 0) & ~same).any():

@@ -56,7 +56,8 @@ def _constant_inputs(flow: Flow, constants: Constants, use: WeightUse) -> Array 
         return None
     size = int(use.weight.meta["val"].shape[use.inputs])
     for plane in constants.planes[index]:
-        if plane.size == size and np.isfinite(plane).any():
+        along = plane.size == plane.shape[use.channels] == size
+        if along and np.isfinite(plane).any():
             values = np.nan_to_num(plane.reshape(-1), nan=0.0)
             return values if values.any() else None
     return None

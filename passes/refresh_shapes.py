@@ -10,6 +10,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from fgcompile.capture.state import silence
 from fgcompile.errors import VerifyError
 from fgcompile.passes.shrinkage import fake_mode
 from fgcompile.program import Program, module_path
@@ -44,7 +45,7 @@ def refresh_shapes(program: Program, changed: set[Node]) -> None:
         if fresh and "val" in node.meta and node not in changed:
             continue
         try:
-            with mode, enable_python_dispatcher():
+            with silence(), mode, enable_python_dispatcher():
                 value = _run(node)
         except Exception as error:  # any kernel may complain in its own way
             raise ShapeError(node, error) from error

@@ -28,6 +28,11 @@ class WeightUse:
     outputs: int
     where: int
 
+    @property
+    def channels(self) -> int:
+        """The dim of the operand and of the result that it maps, from the right."""
+        return 1 - int(self.weight.meta["val"].dim())
+
 
 _FORMS = {
     "aten::linear": ("input", "weight", "bias", 1, 0, 2),

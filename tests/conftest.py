@@ -37,6 +37,12 @@ def fixed_seeds() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What a test measures is not taken for a quiet machine's figures later."""
+    os.environ["FGCOMPILE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder with `data/` and `weights/`, which is not part of this repository."""

@@ -15,7 +15,7 @@ import onnxruntime
 
 from benchmarks.cells import Result
 from benchmarks.limit.build import Built, built
-from fgcompile.targets.timing import interleaved_times
+from fgcompile.targets.timing import interleaved_times, undisturbed_clock
 
 SECONDS = 10.0
 LEAST = 5
@@ -59,9 +59,9 @@ def _times(
     calls = [_call(Path(f.file), batch, tokens, threads) for f in files.values()]
     many = batch * files["dense"].macs[str(tokens)] > _FEW
     least, warm_up = (3, 1) if many else (LEAST, 2)
-    return dict(
-        zip(files, interleaved_times(calls, SECONDS, least, warm_up), strict=True)
-    )
+    clock = undisturbed_clock(threads)
+    times = interleaved_times(calls, SECONDS, least, warm_up, clock)
+    return dict(zip(files, times, strict=True))
 
 
 def _ratio(times: list[float], dense: list[float]) -> float:

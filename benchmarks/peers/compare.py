@@ -25,7 +25,7 @@ from benchmarks.peers.models import (
     zero_half,
 )
 from benchmarks.runner import call, failure
-from fgcompile.targets.timing import interleaved_times
+from fgcompile.targets.timing import interleaved_times, undisturbed_clock
 
 LIMIT, PATIENCE = 120.0, 600.0
 """When a peer is given up [s]; on a tiny model, which is no measurement, later."""
@@ -107,25 +107,20 @@ def _judge(masked: Any, facts: dict[str, Any], file: Path) -> Result:
 def removable_parameters(masked: Any, facts: dict[str, Any]) -> int:
     """Parameters that belong to what is zero [count]."""
     heads, kv, size = heads_of(masked)
-    width = masked.config.hidden_size
-    gated = facts["model"] == "llama"
-    bias = 0 if gated else 1
-    total = 0
-    for k, kept in enumerate(facts["kept"]["channels"]):
-        inner = facts["kept"]["channels"]
-        channels = _inner(masked, facts) - len(inner[k])
-        groups = kv - len(facts["kept"]["heads"][k])
-        total += channels * ((2 if gated else 1) * (width + bias) + width)
-        query, key = groups * size * (heads // kv), groups * size
-        total += (query + 2 * key) * (width + bias) + query * width
-        assert len(kept) == len(inner[k])
+    width, inner = masked.config.hidden_size, _inner(masked)
+    llama = facts["model"] == "llama"
+    ups, row = (2, width) if llama else (1, width + 1)  # rows have biases, or not
+    total, kept = 0, facts["kept"]
+    for channels, groups in zip(kept["channels"], kept["heads"], strict=True):
+        total += (inner - len(channels)) * (ups * row + width)
+        key = (kv - len(groups)) * size
+        query = key * (heads // kv)
+        total += (query + 2 * key) * row + query * width
     return total
 
 
-def _inner(model: Any, facts: dict[str, Any]) -> int:
-    config = model.config
-    inner = getattr(config, "n_inner", None) or getattr(config, "intermediate_size", 0)
-    return int(inner)
+def _inner(model: Any) -> int:
+    return int(getattr(model.config, "n_inner", 0) or model.config.intermediate_size)
 
 
 def _weights(file: Path) -> int:
@@ -148,7 +143,7 @@ def _latency(dense: Path, pruned: Path, model: Any) -> Result:
             )
         }
         calls.append(functools.partial(session.run, None, feed))
-    times = interleaved_times(calls, SECONDS)
+    times = interleaved_times(calls, SECONDS, clock=undisturbed_clock(1))
     ratios = [b / a for a, b in zip(*times, strict=True)]
     return {
         "dense_milliseconds": round(1000 * statistics.median(times[0]), 3),

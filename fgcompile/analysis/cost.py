@@ -183,9 +183,10 @@ class ConcreteSizes:
 
     def of(self, tensor: torch.Tensor) -> tuple[int, ...]:
         """Shape of a traced tensor in numbers."""
-        return tuple(map(self._number, tensor.shape))
+        return tuple(map(self.number, tensor.shape))
 
-    def _number(self, size: Any) -> int:
+    def number(self, size: Any) -> int:
+        """A size, which may be a symbol, as a number."""
         if isinstance(size, int):
             return size
         expression = size.node.expr

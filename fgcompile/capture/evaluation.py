@@ -6,6 +6,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from fgcompile.capture.functional import is_mutable
+from fgcompile.errors import CaptureError
 
 aten = torch.ops.aten
 
@@ -31,15 +32,19 @@ def evaluate(graph_module: GraphModule) -> None:
             node.update_kwarg(name, value)
 
 
-def remove_unread_updates(graph_module: GraphModule) -> bool:
+def remove_unread_updates(graph_module: GraphModule) -> set[str]:
     """Erase writes to buffers that this forward pass does not read afterwards.
 
     Counters of batches and the like: they change the model, not what it computes now.
+
+    Returns:
+        The names of the buffers that were written.
     """
     found = [node for node in graph_module.graph.nodes if _is_unread_update(node)]
+    written = {str(node.all_input_nodes[0].target) for node in found}
     for node in found:
         graph_module.graph.erase_node(node)
-    return bool(found)
+    return written
 
 
 def _is_unread_update(node: Node) -> bool:
@@ -49,5 +54,24 @@ def _is_unread_update(node: Node) -> bool:
     return (
         isinstance(written, Node)
         and written.op == "get_attr"
-        and list(written.users) == [node]
+        and all(user <= node for user in written.users)
     )
+
+
+def refuse_state(graph_module: GraphModule, written: set[str]) -> None:
+    """Refuses models whose next forward pass depends on this one.
+
+    Args:
+        graph_module: Without dead code.
+        written: Buffers that the forward pass wrote.
+
+    Raises:
+        CaptureError: If the outputs depend on one of them.
+    """
+    for node in graph_module.graph.find_nodes(op="get_attr"):
+        if node.target in written:
+            raise CaptureError(
+                f"buffer {node.target} is read and written by the same forward pass\n"
+                "  What a model computes must not depend on earlier calls: pass such "
+                "state as an input,\n  or freeze it before the model is captured."
+            )

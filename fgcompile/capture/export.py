@@ -21,17 +21,22 @@ logger = logging.getLogger(__name__)
 
 
 def export(
-    model: nn.Module, inputs: dict[str, Any]
+    model: nn.Module, inputs: dict[str, Any], fixed: bool = False
 ) -> tuple[ExportedProgram, dict[str, Any]]:
     """The exported model, and the inputs that it was traced with.
+
+    Args:
+        model: In the state in which it is traced.
+        inputs: Example inputs by name.
+        fixed: Whether no size may become a symbol.
 
     Raises:
         CaptureError: If the model cannot be exported even with fixed sizes.
     """
-    grown = grow_batch(inputs)
+    grown = inputs if fixed else grow_batch(inputs)
     failure: Exception | None = None
     for candidate in [grown] if grown is inputs else [grown, inputs]:
-        for label, shapes in distinct_plans(candidate):
+        for label, shapes in distinct_plans(candidate, fixed):
             try:
                 exported = _export_once(model, candidate, shapes)
             except Exception as error:

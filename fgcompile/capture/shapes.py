@@ -52,10 +52,15 @@ def dynamic_shapes(inputs: dict[str, Any], choice: Choice) -> dict[str, Any]:
     return pytree.tree_map(one, inputs)
 
 
-def distinct_plans(inputs: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rungs of the ladder that differ for these inputs, as (label, shapes)."""
+def distinct_plans(
+    inputs: dict[str, Any], fixed: bool = False
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rungs of the ladder that differ for these inputs, as (label, shapes).
+
+    With `fixed`, the last one only.
+    """
     seen: list[dict[str, Any]] = []
-    for label, choice in LADDER:
+    for label, choice in LADDER[-1:] if fixed else LADDER:
         plan = dynamic_shapes(inputs, choice)
         if plan not in seen:
             seen.append(plan)

@@ -20,11 +20,12 @@ from torch import nn
 def tracing_state(model: nn.Module) -> Iterator[None]:
     """Eval mode, no caches, no fused fast paths, no gradients and no log noise.
 
-    Training flags, configurations and logging are as before afterwards, whether or
-    not the body raised; functions of the model that remember results forget them, since
-    these may be traced tensors.
+    Training flags, configurations, buffers and logging are as before afterwards,
+    whether or not the body raised; functions of the model that remember results forget
+    them, since these may be traced tensors.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_same_buffers(model))
         stack.enter_context(eval_mode(model))
         stack.enter_context(_no_caches(model))
         stack.enter_context(_no_fast_path())
@@ -44,6 +45,26 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
+
+
+@contextlib.contextmanager
+def _same_buffers(model: nn.Module) -> Iterator[None]:
+    """Counters and the like that a forward pass writes hold what they held before."""
+    saved = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        for module, name, buffer, values in saved:
+            module._buffers[name] = buffer
+            # Fake tensors write to real ones without counting it as a new version.
+            if not buffer.is_meta and not torch.equal(buffer, values):
+                with torch.no_grad():
+                    buffer.copy_(values)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from fgcompile.capture.binding import bind_inputs
-from fgcompile.capture.evaluation import evaluate, remove_unread_updates
+from fgcompile.capture.evaluation import evaluate, refuse_state, remove_unread_updates
 from fgcompile.capture.export import export
 from fgcompile.capture.functional import functionalize
 from fgcompile.capture.inputs import OPTIONAL
@@ -37,7 +37,10 @@ from fgcompile.program import Program
 
 
 def capture(
-    model: nn.Module, example_inputs: tuple[Any, ...] | dict[str, Any] | None = None
+    model: nn.Module,
+    example_inputs: tuple[Any, ...] | dict[str, Any] | None = None,
+    *,
+    fixed: bool = False,
 ) -> Program:
     """The model's eval-mode forward pass as a flat graph of ATen ops.
 
@@ -48,6 +51,7 @@ def capture(
         model: Any module, or a GraphModule whose nodes are ATen ops already.
         example_inputs: Positional or keyword inputs of `forward`. transformers models
             need none.
+        fixed: Whether all sizes stay those of the example inputs.
 
     Raises:
         CaptureError: If `model` is not a module, its inputs are missing or do not fit,
@@ -65,13 +69,14 @@ def capture(
             return wrapped
         example_inputs = inputs
     inputs = bind_inputs(model, example_inputs)
-    exported, inputs = export(model, inputs)
+    exported, inputs = export(model, inputs, fixed)
     graph_module = _graph_module(exported)
-    if not _flatten(graph_module):
+    complete, written = _flatten(graph_module)
+    if not complete:
         # Writes through views are beyond a local rewrite: torch's functionalization.
         graph_module = _graph_module(exported, functional=True)
-        _flatten(graph_module)
-    return _finish(graph_module, inputs, model)
+        _, written = _flatten(graph_module)
+    return _finish(graph_module, inputs, model, written)
 
 
 def _graph_module(exported: ExportedProgram, functional: bool = False) -> GraphModule:
@@ -98,9 +103,8 @@ def _wrap_graph(model: Any, inputs: dict[str, Any]) -> Program | None:
     """The graph itself as a program, or None if its in-place ops need a new trace."""
     copy = Program(model, inputs).copy()
     evaluate(copy.graph_module)
-    if not _flatten(copy.graph_module):
-        return None
-    return _finish(copy.graph_module, inputs, model)
+    complete, written = _flatten(copy.graph_module)
+    return _finish(copy.graph_module, inputs, model, written) if complete else None
 
 
 def _graph_inputs(model: Any, example_inputs: Any) -> dict[str, Any]:
@@ -123,22 +127,29 @@ def _example(value: Any) -> Any:
     return torch.ones(sizes, dtype=value.dtype, device=value.device)
 
 
-def _flatten(graph_module: GraphModule) -> bool:
-    """One flat graph of what is computed; whether no in-place op is left in it."""
+def _flatten(graph_module: GraphModule) -> tuple[bool, set[str]]:
+    """One flat graph of what is computed.
+
+    Returns:
+        Whether no in-place op is left in it, and the names of buffers that it wrote.
+    """
     graph_module._forward_pre_hooks.clear()
     remove_assertions(graph_module)
     inline_subgraphs(graph_module)
-    remove_unread_updates(graph_module)
+    written = remove_unread_updates(graph_module)
     remove_identities(graph_module)
-    return functionalize(graph_module)
+    return functionalize(graph_module), written
 
 
-def _finish(graph_module: GraphModule, inputs: dict[str, Any], model: Any) -> Program:
+def _finish(
+    graph_module: GraphModule, inputs: dict[str, Any], model: Any, written: set[str]
+) -> Program:
     remove_copies(graph_module)
     settle_sizes(graph_module)
     simplify(graph_module)
     aliases = merge_tied_tensors(graph_module, model)
     graph_module.graph.eliminate_dead_code()
+    refuse_state(graph_module, written)
     graph_module.recompile()
     names = _output_names(graph_module)
     optional = tuple(name for name in OPTIONAL if name in inputs)

@@ -15,43 +15,62 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from fgcompile.analysis.coupling import Analysis
 from fgcompile.cli.analyze import Form
 from fgcompile.cli.models import open_model
 from fgcompile.cli.output import OutputOption, UsageError, working, write
-from fgcompile.compiler import analyze, insert_gates
-from fgcompile.gates import gates
+from fgcompile.compiler import analyze, insert_gates, measure_latency
+from fgcompile.gates import LatencyTable, gates
 from fgcompile.lowering import lower
-from fgcompile.targets.latency import onnx_latencies
+from fgcompile.targets.latency.cache import machine
+from fgcompile.targets.latency.files import onnx_latencies
+from fgcompile.targets.latency.measure import runtime
 from fgcompile.targets.onnx import data_file
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 WIDTH = 100
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model: size [bytes], latency [s], and its part of the first one's MACs."""
+    """One model.
+
+    Attributes:
+        name: File, or what is left of the model.
+        bytes: Size of the file.
+        seconds: Measured latency.
+        predicted: Latency [s] that a budget would have predicted.
+        macs: Fraction of the MACs of the first model.
+    """
 
     name: str
     bytes: int
     seconds: float
+    predicted: float | None = None
     macs: float | None = None
 
 
 @dataclass(frozen=True)
 class Gain:
-    """What one unit of a kind of group is predicted to save [s]."""
+    """What one unit of a kind of group is predicted to save.
+
+    Attributes:
+        kind: Kind of the groups.
+        units: Units of all of them.
+        seconds: Saved by a unit while the first half of its group goes.
+        fraction: The same over the dense latency.
+    """
 
     kind: str
     units: int
     seconds: float
+    fraction: float
 
 
 @dataclass(frozen=True)
 class _File:
     name: str
     path: Path
+    predicted: float | None = None
     macs: float | None = None
 
 
@@ -76,33 +95,52 @@ def bench(
             metavar="SHARES",
         ),
     ] = "0.8,0.6,0.4",
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh", help="Measure parts again that were measured on this machine."
+        ),
+    ] = False,
     form: Annotated[
         Form, typer.Option("--format", "-f", help="What to write.")
     ] = Form.TERMINAL,
     output: OutputOption = None,
 ) -> int:
-    """Measure latency in ONNX Runtime: all models in turns, medians and ratios.
+    """Measure latency in ONNX Runtime, to compare models or to choose a budget.
 
-    Example: fgcompile bench dense.onnx small.onnx --length 64
+    Of one model, it tells how fast it is, how fast with fewer heads and channels, and
+    what one of them costs. A ratio of 0.70 is what Budget(latency=0.70) reaches; choose
+    the sizes that you serve with, and a quiet machine. All models run in turns; times
+    are medians, ratios are to the first. Predictions are those of the budget; where
+    they are off by more than a few percent, something disturbed the machine: --fresh.
+
+    One model: fgcompile bench my-model/ --length 64 --threads 2
+
+    Several: fgcompile bench dense.onnx small.onnx --format json
     """
     shares = _shares(keep)
+    made = len(models) == 1 and not models[0].endswith(".onnx")
+    table: LatencyTable | None = None
     with tempfile.TemporaryDirectory(prefix="fgcompile-") as folder:
-        made = len(models) == 1 and not models[0].endswith(".onnx")
         if made:
             model = open_model(models[0])
-            analysis = analyze(model)
-            files = list(_smaller(model, analysis, shares, Path(folder)))
+            with working("measuring the dense model and its parts"):
+                table = measure_latency(
+                    model, batch=batch, length=length, threads=threads, fresh=fresh
+                )
+            files = list(_smaller(model, table, shares, Path(folder)))
         else:
             files = [_File(name, Path(name)) for name in models]
         with working(f"measuring {len(files)} models"):
             paths = [file.path for file in files]
             times = onnx_latencies(paths, batch, length, threads, seconds)
         rows = [
-            Row(file.name, _size(file.path), taken, file.macs)
+            Row(file.name, _size(file.path), taken, file.predicted, file.macs)
             for file, taken in zip(files, times, strict=True)
         ]
-    gains = _gains(analysis, rows) if made else []
-    write(_as_json(rows, gains) if form is Form.JSON else _table(rows, gains), output)
+    sizes = {"batch": batch, "length": length, "threads": threads}
+    text = _as_json(rows, table, sizes) if form is Form.JSON else _as_text(rows, table)
+    write(text, output)
     return 0
 
 
@@ -120,26 +158,27 @@ def _shares(text: str) -> list[float]:
 
 
 def _smaller(
-    model: nn.Module, analysis: Analysis, shares: list[float], folder: Path
+    model: nn.Module, table: LatencyTable, shares: list[float], folder: Path
 ) -> Iterator[_File]:
     """The dense model, and one for each share, as ONNX files."""
+    analysis = analyze(model)
     with working("writing the dense model"):
         lower(model, "onnx", folder / "dense.onnx", verify=False)
-    yield _File("dense", folder / "dense.onnx", 1.0)
+    yield _File("dense", folder / "dense.onnx", table.seconds, 1.0)
     insert_gates(model)
     for share in shares:
         torch.manual_seed(0)
-        closed = {}
+        closed, kept = {}, {}
         for name, gate in gates(model).items():
             gate.reopen()
-            gone = torch.randperm(gate.size)[round(gate.size * share) :]
-            gate.close(gone)
-            closed[name] = gone
+            kept[name] = round(gate.size * share)
+            closed[name] = torch.randperm(gate.size)[kept[name] :]
+            gate.close(closed[name])
         path = folder / f"{share}.onnx"
         with working(f"writing {share:.0%} of the units"):
             lower(model, "onnx", path, verify=False)
         macs = analysis.macs_after(closed) / analysis.macs
-        yield _File(f"{share:.0%} of the units", path, macs)
+        yield _File(f"{share:.0%} of the units", path, table.predict(kept), macs)
 
 
 def _size(path: Path) -> int:
@@ -147,53 +186,80 @@ def _size(path: Path) -> int:
     return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
 
 
-def _gains(analysis: Analysis, rows: list[Row]) -> list[Gain]:
-    """Seconds per unit, from what a MAC cost between the first and the last row."""
-    first, last = rows[0], rows[-1]
-    assert first.macs is not None
-    assert last.macs is not None
-    removed = (first.macs - last.macs) * analysis.macs
-    rate = (first.seconds - last.seconds) / removed if removed else 0.0
-    totals: dict[str, list[float]] = {}
-    for group in analysis.groups:
-        if group.pinned is None and group.kind in ("mlp", "head"):
-            kind = totals.setdefault(group.kind, [0, 0.0])
-            kind[0] += group.size
-            kind[1] += float(group.macs.sum())
+def _gains(table: LatencyTable) -> list[Gain]:
+    """By kind of group."""
+    units: dict[str, int] = {}
+    saved: dict[str, float] = {}
+    gone: dict[str, int] = {}
+    for group in table.groups:
+        size = group.units[-1]
+        half = size // 2
+        less = table.seconds - table.predict({group.name: half})
+        units[group.kind] = units.get(group.kind, 0) + size
+        saved[group.kind] = saved.get(group.kind, 0.0) + less
+        gone[group.kind] = gone.get(group.kind, 0) + size - half
     return [
-        Gain(kind, int(units), rate * macs / units)
-        for kind, (units, macs) in totals.items()
+        Gain(
+            *(kind, units[kind], saved[kind] / gone[kind]),
+            saved[kind] / gone[kind] / table.seconds,
+        )
+        for kind in units
     ]
 
 
-def _as_json(rows: list[Row], gains: list[Gain]) -> str:
+def _floor(table: LatencyTable) -> float:
+    """Fraction of the latency that stays if every unit goes."""
+    nothing = {group.name: 0 for group in table.groups}
+    return max(table.predict(nothing) / table.seconds, 0.0)
+
+
+def _as_json(rows: list[Row], table: LatencyTable | None, sizes: dict[str, int]) -> str:
     found = {
         "schema_version": SCHEMA_VERSION,
+        "machine": machine(),
+        "runtime": runtime(),
+        **sizes,
         "models": [asdict(row) for row in rows],
-        "units": [asdict(gain) for gain in gains],
+        "units": [] if table is None else [asdict(gain) for gain in _gains(table)],
+        "floor": None if table is None else _floor(table),
     }
     return json.dumps(found, indent=1) + "\n"
 
 
-def _table(rows: list[Row], gains: list[Gain]) -> str:
-    shown = Table("model", box=None, pad_edge=False)
-    for heading in ("MB", "ms", "ratio", "ratio of MACs"):
-        shown.add_column(heading, justify="right")
-    for row in rows:
-        shown.add_row(
-            row.name,
-            f"{row.bytes / 1e6:.1f}",
-            f"{row.seconds * 1e3:.2f}",
-            f"{row.seconds / rows[0].seconds:.2f}",
-            "" if row.macs is None else f"{row.macs:.2f}",
-        )
+def _as_text(rows: list[Row], table: LatencyTable | None) -> str:
     console = Console(width=WIDTH, color_system=None)
     with console.capture() as text:
-        console.print(shown, markup=False, highlight=False)
-        for gain in gains:
-            console.print(
-                f"one of {gain.units:,} {gain.kind} units saves about "
-                f"{gain.seconds * 1e6:.2f} microseconds",
-                highlight=False,
-            )
+        console.print(_as_table(rows), markup=False, highlight=False)
+        if table is not None:
+            for line in _advice(table):
+                console.print(line, highlight=False)
     return text.get()
+
+
+def _as_table(rows: list[Row]) -> Table:
+    shown = Table("model", box=None, pad_edge=False)
+    headings = ["MB", "ms", "ratio"]
+    predicted = any(row.predicted is not None for row in rows)
+    headings += ["predicted", "ratio of MACs"] if predicted else []
+    for heading in headings:
+        shown.add_column(heading, justify="right")
+    first = rows[0]
+    for row in rows:
+        cells = [f"{row.bytes / 1e6:.1f}", f"{row.seconds * 1e3:.2f}"]
+        cells.append(f"{row.seconds / first.seconds:.2f}")
+        if row.predicted is not None and first.predicted is not None:
+            cells += [f"{row.predicted / first.predicted:.2f}", f"{row.macs:.2f}"]
+        shown.add_row(row.name, *cells)
+    return shown
+
+
+def _advice(table: LatencyTable) -> Iterator[str]:
+    for gain in _gains(table):
+        yield (
+            f"one of {gain.units:,} {gain.kind} units saves about "
+            f"{gain.seconds * 1e6:.2f} microseconds, {gain.fraction:.4%} of the latency"
+        )
+    yield (
+        f"{_floor(table):.0%} of the latency is outside every gate: "
+        "no Budget(latency=...) can be below that"
+    )

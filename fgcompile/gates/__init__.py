@@ -14,6 +14,7 @@ from fgcompile.gates.attach import attach, make_container
 from fgcompile.gates.config import Budget, GateConfig
 from fgcompile.gates.container import GateContainer
 from fgcompile.gates.gate import Gate
+from fgcompile.gates.latency import LatencyTable
 from fgcompile.gates.op import gate as gate_op
 from fgcompile.gates.remove import remove_gates
 from fgcompile.gates.spec import GateSite, GateSpec
@@ -28,6 +29,7 @@ __all__ = [
     "GateContainer",
     "GateSite",
     "GateSpec",
+    "LatencyTable",
     "attach",
     "container_of",
     "find_container",

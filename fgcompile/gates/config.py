@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from fgcompile.errors import GateError
+from fgcompile.gates.latency import LatencyTable
 from fgcompile.gates.parametrization import Parametrization, parametrization
 
 
@@ -16,21 +17,32 @@ class Budget:
 
     A limit is a fraction in (0, 1] of the gated cost: what the units of all gates are
     worth together, as counted by the analysis. With `of="model"` it is a fraction of
-    the whole model, of which the ungated part always stays. If both limits are given,
-    both hold.
+    the whole model, of which the ungated part always stays. If several limits are
+    given, all hold.
+
+    A limit on latency is always a fraction of what the dense model takes in ONNX
+    Runtime on `batch` rows of `length` tokens. `insert_gates` measures that on this
+    machine, once: the dense model, and what the units of a group take part in with
+    fewer of them.
 
     The allowed cost falls linearly from everything to the limit during the first
     `steps` optimizer steps, and stays there. At every step the counted cost of the
-    open units is at or below it, by less than the cost of the cheapest unit. Which
-    units stay open is final once the limit is reached.
+    open units is at or below it, by less than the cost of the cheapest unit (with
+    latency, of any unit). Which units stay open is final once the limit is reached.
 
     Attributes:
         params: Limit on parameters.
         macs: Limit on multiply-accumulates.
+        latency: Limit on the predicted latency in ONNX Runtime.
+        batch: Rows that latency is measured with.
+        length: Tokens in a row; not read for models without a dynamic length.
+        threads: Threads of the runtime while measuring.
+        measured: What `measure_latency` found, here or on another machine; None
+            measures when the gates are inserted.
         steps: Optimizer steps until the limit is reached; a third to a half of the
             training is a good choice. None means 100, so that short runs meet it too.
         begin: Optimizer steps before anything is pruned.
-        of: What a limit is a fraction of.
+        of: What a limit on parameters or MACs is a fraction of.
         evenness: Every group keeps at least this fraction of the units that it would
             keep if all groups were pruned alike, so that none becomes a bottleneck.
             With 0 a whole group may go, and its block of the model with it.
@@ -42,6 +54,11 @@ class Budget:
 
     params: float | None = None
     macs: float | None = None
+    latency: float | None = None
+    batch: int = 1
+    length: int = 128
+    threads: int = 1
+    measured: LatencyTable | None = field(default=None, repr=False)
     steps: int | None = None
     begin: int = 0
     of: Literal["gated", "model"] = "gated"
@@ -55,22 +72,24 @@ class Budget:
             GateError: If there is no limit, or one is not in (0, 1].
         """
         if not self.limits:
-            raise GateError("Budget needs a limit: params=0.6, macs=0.5 or both")
+            raise GateError("Budget needs a limit: params=0.6, macs=0.5 or latency=0.7")
         for what, limit in self.limits.items():
             if not 0 < limit <= 1:
                 raise GateError(
                     f"Budget({what}={limit}): a limit is the fraction that may stay, "
                     "in (0, 1]"
                 )
-        if self.steps is not None and self.steps < 1:
-            raise GateError(f"Budget(steps={self.steps}): expected at least 1")
+        for name in ("steps", "batch", "length", "threads"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise GateError(f"Budget({name}={number}): expected at least 1")
         if not 0 <= self.evenness <= 1:
             raise GateError(f"Budget(evenness={self.evenness}): expected 0 to 1")
 
     @property
     def limits(self) -> dict[str, float]:
         """The limits that were given, by what they limit."""
-        given = {"params": self.params, "macs": self.macs}
+        given = {"params": self.params, "macs": self.macs, "latency": self.latency}
         return {what: limit for what, limit in given.items() if limit is not None}
 
     @property

@@ -14,6 +14,7 @@ from fgcompile.errors import GateError
 from fgcompile.gates.config import GateConfig
 from fgcompile.gates.flat import flatten
 from fgcompile.gates.gate import Gate, KeepsDtype
+from fgcompile.gates.latency import latency_curves
 from fgcompile.gates.objective import (
     BudgetObjective,
     FineGatesObjective,
@@ -232,8 +233,11 @@ class GateContainer(KeepsDtype):
     def _objective(self) -> Objective:
         config = self.config
         if config.resolved_objective == "budget":
-            assert config.budget is not None  # GateConfig checks it
-            return BudgetObjective(config.budget, self.totals, self.gated_cost())
+            budget = config.budget
+            assert budget is not None  # GateConfig checks it
+            limited = budget.latency is not None
+            curves = latency_curves(budget.measured, self.each()) if limited else None
+            return BudgetObjective(budget, self.totals, self.gated_cost(), curves)
         if config.resolved_objective == "finegates":
             return FineGatesObjective(
                 config.target_sparsity, config.weight, config.begin, config.weighting

@@ -12,6 +12,7 @@ from fgcompile.errors import GateError
 from fgcompile.gates.config import Budget
 from fgcompile.gates.flat import Flat
 from fgcompile.gates.gate import KeepsDtype
+from fgcompile.gates.latency import LatencyCurves, units_over
 from fgcompile.gates.selection import units_to_prune
 
 
@@ -91,6 +92,9 @@ class BudgetObjective(Objective):
     the target has arrived at the limit, the selection is final and the pressure ends:
     what is left is trained without further loss of units.
 
+    A limit on latency is counted by the curves that were measured, after the others:
+    how much a unit saves depends on how many are left.
+
     By default (`ascent=0`) there is no pressure: a term that presses on all gates
     alike weakens the units that stay.
 
@@ -109,7 +113,11 @@ class BudgetObjective(Objective):
     final: Tensor
 
     def __init__(
-        self, budget: Budget, totals: dict[str, float], gated: dict[str, float]
+        self,
+        budget: Budget,
+        totals: dict[str, float],
+        gated: dict[str, float],
+        curves: LatencyCurves | None = None,
     ):
         """An objective at its start: nothing is asked yet.
 
@@ -117,16 +125,22 @@ class BudgetObjective(Objective):
             budget: The limits.
             totals: Cost of the whole model, by what is limited.
             gated: Cost of all gated units, by what is limited.
+            curves: Of the latency, if that is limited.
 
         Raises:
             GateError: If even closing every unit would not meet a limit.
         """
         super().__init__()
-        self.budget = budget
+        self.budget, self.curves = budget, curves
         self.costs = tuple(budget.limits)
-        self.goal = tuple(
-            _gated_limit(budget, what, totals[what], gated[what]) for what in self.costs
-        )
+        self.counted = tuple(what for what in self.costs if what != "latency")
+        goals = {
+            what: _gated_limit(budget, what, totals[what], gated[what])
+            for what in self.counted
+        }
+        if curves is not None:
+            goals["latency"] = _latency_limit(budget, curves)
+        self.goal = tuple(goals[what] for what in self.costs)
         count = len(self.costs)
         self.register_buffer("l1", torch.zeros(count))
         self.register_buffer("l2", torch.zeros(count))
@@ -157,27 +171,66 @@ class BudgetObjective(Objective):
 
     def _fraction(self, units: Flat) -> Tensor:
         """Fraction of each cost in open units, as if nothing were pruned."""
-        openness, costs = units.openness(), units.costs(self.costs)
+        openness = units.openness()
         counted = (units.score() > 0) & ~units.closed
-        return costs @ (counted + (openness - openness.detach())) / costs.sum(1)
+        smooth = counted + (openness - openness.detach())
+        fractions = []
+        if self.counted:
+            costs = units.costs(self.counted)
+            fractions.append(costs @ smooth / costs.sum(1))
+        if self.curves is not None:
+            # The value is that of the curves, the gradient what a unit is worth.
+            slope = (self._latency_costs(units) * smooth).sum()
+            value = self._latency(units, counted) - slope.detach()
+            fractions.append((value + slope)[None].float())
+        return torch.cat(fractions)
+
+    def _latency(self, units: Flat, counted: Tensor) -> Tensor:
+        """Fraction of the dense latency if the units in `counted` are open."""
+        assert self.curves is not None
+        return self.curves.fraction(units.sums(counted.double()))
+
+    def _latency_costs(self, units: Flat) -> Tensor:
+        assert self.curves is not None
+        costs = self.curves.unit_costs()
+        sizes = torch.tensor(units.sizes, device=costs.device)
+        return costs.repeat_interleave(sizes, output_size=sum(units.sizes)).float()
 
     def _selection(self, units: Flat) -> Tensor:
-        costs = units.costs(self.costs).double()
-        limits = self.target.double() * costs.sum(1)
-        still = costs.masked_fill(units.closed, 0.0)
         worth = self._worth(units)
-        return units_to_prune(worth, still, limits, self._protected(units, worth))
+        protected = self._protected(units, worth)
+        pruned = torch.zeros_like(units.closed)
+        if self.counted:
+            costs = units.costs(self.counted).double()
+            limits = self.target[: len(self.counted)].double() * costs.sum(1)
+            still = costs.masked_fill(units.closed, 0.0)
+            pruned = units_to_prune(worth, still, limits, protected)
+        if self.curves is None:
+            return pruned
+        gone = pruned | units.closed
+        order = (worth + 2 * worth.max().clamp_min(1) * protected).argsort(stable=True)
+        limit = self.target[-1].double() + ROUNDING
+        return (
+            pruned
+            | units_over(
+                order, gone, lambda closed: self._latency(units, ~closed) <= limit
+            )
+            & ~units.closed
+        )
 
     def _worth(self, units: Flat) -> Tensor:
         """Importance of each unit for what it costs; scores break ties."""
-        cost = units.costs(self.costs)[0]
+        if self.counted:
+            cost = units.costs(self.counted)[0]
+        else:
+            cost = self._latency_costs(units)
         worth = units.importance / cost.clamp_min(1e-12)
         scale = worth.max().clamp_min(1e-30)
         return worth / scale + 1e-6 * units.score()
 
     def _protected(self, units: Flat, worth: Tensor) -> Tensor:
         """The best units of every gate: its share, times `evenness`."""
-        share = self.budget.evenness * self.target.min()
+        share = self.budget.evenness * self._even_share(units)
         parts = []
         for score in worth.split(units.sizes):
             rank = score.argsort(descending=True, stable=True).argsort()
@@ -185,6 +238,18 @@ class BudgetObjective(Objective):
             parts.append(rank < (share * len(score) + 1e-6).floor())
         return torch.cat(parts)
 
+    def _even_share(self, units: Flat) -> Tensor:
+        """Share of its units that every gate would keep if all were pruned alike."""
+        shares = self.target
+        if self.curves is not None:
+            fixed = self._latency(units, torch.zeros_like(units.closed)).to(shares)
+            even = (shares[-1:] - fixed) / (1 - fixed)
+            shares = torch.cat([shares[:-1], even.clamp(0, 1)])
+        return shares.min()
+
+
+ROUNDING = 1e-9
+"""A latency that exceeds its limit by less than this is rounding."""
 
 UNANIMOUS = 0.4
 """Unanimity from which the multipliers rest; noise alone gives Adam about 0.2."""
@@ -203,3 +268,15 @@ def _gated_limit(budget: Budget, what: str, total: float, gated: float) -> float
             "  Raise the limit, or gate more kinds of group."
         )
     return (limit * total - fixed) / gated
+
+
+def _latency_limit(budget: Budget, curves: LatencyCurves) -> float:
+    limit = budget.limits["latency"]
+    fixed = float(curves.fraction(torch.zeros(len(curves.units))))
+    if limit < fixed:
+        raise GateError(
+            f"Budget(latency={limit}) cannot be met: {fixed:.1%} of the dense model's "
+            "latency is outside every gate\n"
+            "  Raise the limit, or gate more kinds of group."
+        )
+    return limit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import torch
 from torch import nn
 
 from fgcompile.errors import GateError
@@ -25,8 +26,9 @@ def status(model: nn.Module) -> dict[str, Any]:
 
     Returns:
         `open`: fraction of open units by kind. `cost`: fraction of the gated cost in
-        open units, by `params` and `macs`, counted in eval. `target`, `goal` and
-        `gap` (cost minus goal): of every limit, in the same unit; empty without a
+        open units, by `params` and `macs`, counted in eval; with a limit on latency
+        also the `latency` predicted for them, over the dense model's. `target`, `goal`
+        and `gap` (cost minus goal): of every limit, in the same unit; empty without a
         budget. `steps`: optimizer steps that moved a gate. `forwards`: training
         forwards. `penalties`: how often the sparsity term was computed in training.
         `met`: whether the cost is below every limit, or within 0.01 of it.
@@ -61,7 +63,8 @@ def counted_cost(container: GateContainer) -> dict[str, float]:
     """Fraction of the gated cost in units whose eval factor is not 0.
 
     Of a matrix whose outputs and inputs have gates of their own, what is left is the
-    product of both: as in FineGates, `removed = numel - rows * columns`.
+    product of both: as in FineGates, `removed = numel - rows * columns`. With a limit
+    on latency, also the fraction of it that is predicted.
     """
     pairs = paired(container)
     if pairs:
@@ -73,7 +76,16 @@ def counted_cost(container: GateContainer) -> dict[str, float]:
             for gate in container.each()
         )
         fractions[what] = kept / total if total else 1.0
-    return fractions
+    return fractions | _predicted_latency(container)
+
+
+def _predicted_latency(container: GateContainer) -> dict[str, float]:
+    """The latency over that of the dense model, where it is limited."""
+    curves = getattr(container.objective, "curves", None)
+    if curves is None:
+        return {}
+    counts = torch.stack([gate.open.sum() for gate in container.each()])
+    return {"latency": float(curves.fraction(counts))}
 
 
 def _counted_pairs(pairs: list[tuple[Gate, Gate]]) -> dict[str, float]:
@@ -155,8 +167,11 @@ def _problems(container: GateContainer, found: dict[str, Any]) -> list[str]:
 
 
 def _missed(what: str, found: dict[str, Any]) -> str:
+    stays = f"of the gated {what} are open"
+    if what == "latency":
+        stays = "of the dense latency are predicted"
     return (
-        f"the budget is not met: {found['cost'][what]:.1%} of the gated {what} are "
-        f"open, the limit is {found['goal'][what]:.1%}, and step {found['steps']} "
+        f"the budget is not met: {found['cost'][what]:.1%} {stays}, "
+        f"the limit is {found['goal'][what]:.1%}, and step {found['steps']} "
         f"allows {found['target'][what]:.1%}; train longer, or set Budget(steps=...)"
     )

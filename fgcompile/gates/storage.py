@@ -17,6 +17,7 @@ from fgcompile.errors import FormatError, GateError
 from fgcompile.gates.access import container_of
 from fgcompile.gates.config import Budget, GateConfig
 from fgcompile.gates.container import GateContainer
+from fgcompile.gates.latency import LatencyTable
 
 SCHEMA_VERSION = 1
 MANIFEST = "gates.json"
@@ -86,10 +87,15 @@ def saved_config(directory: str | os.PathLike[str]) -> GateConfig:
     try:
         found = {k: _option(v) for k, v in manifest["config"].items()}
         budget = found.pop("budget")
-        limits = None if budget is None else Budget(**budget)
-        return GateConfig(**found, budget=limits)
+        return GateConfig(**found, budget=None if budget is None else _budget(budget))
     except (AttributeError, KeyError, TypeError) as error:
         raise FormatError(f"{path} is damaged: {error!r}") from error
+
+
+def _budget(found: dict[str, Any]) -> Budget:
+    table = found.get("measured")
+    measured = None if table is None else LatencyTable.from_dict(table)
+    return Budget(**{**found, "measured": measured})
 
 
 def _option(value: Any) -> Any:

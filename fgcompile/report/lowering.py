@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.fx import Node
 
 from fgcompile.analysis.coupling import CoupledGroup, find_groups
+from fgcompile.analysis.obstacles import Obstacles
 from fgcompile.analysis.steps import Reason
 from fgcompile.program import Program, module_path, source_line
 from fgcompile.report.changes import GroupChange, Member, Note, Pinned, Verification
@@ -45,11 +49,7 @@ def lowering_report(
         if not remaining[group.name].all()
     ]
     pinned = [_pinned(g, g.pinned) for g in analysis.groups if g.pinned is not None]
-    notes = [
-        note
-        for group in analysis.groups
-        if (note := _kept_although_closed(group, remaining[group.name], closed))
-    ]
+    notes = _notes(analysis.groups, remaining, closed, after)
     if notes:
         notes += [Note(text) for text in _shortened(pinned_by_code)]
     return diff_summaries(
@@ -117,19 +117,44 @@ def _pinned(group: CoupledGroup, reason: Reason | None) -> Pinned:
     )
 
 
-def _kept_although_closed(
-    group: CoupledGroup, remaining: Tensor, closed: Mapping[str, Tensor]
-) -> Note | None:
-    shut = closed.get(group.name)
-    if shut is None or not bool((shut & remaining).any()):
-        return None
-    count = int((shut & remaining).sum())
-    reason = group.pinned
-    why = (
-        reason.text
-        if reason is not None
-        else ("other rows of the same tensor keep as many, and tensors are rectangular")
-    )
-    return Note(
-        f"{count} of {int(shut.sum())} closed units stay: {why}", group.name, "warning"
-    )
+def _notes(
+    groups: Sequence[CoupledGroup],
+    remaining: Mapping[str, Tensor],
+    closed: Mapping[str, Tensor],
+    after: Program,
+) -> list[Note]:
+    """One for every group of which closed units stay."""
+    obstacles: Obstacles | None = None
+    notes = []
+    for group in groups:
+        shut = closed.get(group.name)
+        if shut is None or not bool((shut & remaining[group.name]).any()):
+            continue
+        stays = shut & remaining[group.name]
+        if group.pinned is not None:
+            why = group.pinned.text
+        else:
+            obstacles = obstacles or Obstacles(after)
+            why = _why(obstacles.first(_places(group, stays, after)))
+        text = f"{int(stays.sum())} of {int(shut.sum())} closed units stay: {why}"
+        notes.append(Note(text, group.name, "warning"))
+    return notes
+
+
+def _places(
+    group: CoupledGroup, units: Tensor, after: Program
+) -> Iterator[tuple[str, int, NDArray[np.int64]]]:
+    """Where the units lie in the parameters of `after`."""
+    for member in group.members:
+        kept = after.kept.get(member.parameter, {}).get(member.dim)
+        index = member.index if kept is None else member.index[kept]
+        here = (index >= 0) & units[index.clamp(min=0)]
+        yield member.parameter, member.dim, here.nonzero().flatten().numpy()
+
+
+def _why(node: Node | None) -> str:
+    if node is None:
+        return "other rows of the same tensor keep as many, and tensors are rectangular"
+    line = source_line(node)
+    where = f"{module_path(node) or 'the model'}" + (f" ({line})" if line else "")
+    return f"{node.target} in {where} mixes other units into them"

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fgcompile.capture import other_inputs
 from fgcompile.capture.state import tracing_state
-from fgcompile.errors import CaptureError, VerifyError
+from fgcompile.errors import VerifyError
 from fgcompile.program import Program
 
 TOLERANCE = {
@@ -35,6 +35,12 @@ the number of tokens that lowering takes its time for.
 """
 
 
+REMEDY = (
+    "  Nothing was written. This is a bug in fgcompile: please report the model; "
+    "verify=False would give you a wrong one."
+)
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What a verification saw: the largest differences over `cases` inputs."""
@@ -52,6 +58,7 @@ def verify_equal(
     name: str = "the lowered model",
     scale: float = 1.0,
     visible_only: bool = False,
+    remedy: str = REMEDY,
 ) -> Comparison:
     """Runs `candidate` and `reference` on inputs of all `SHAPES`.
 
@@ -65,20 +72,24 @@ def verify_equal(
         visible_only: Compare only where a mask of the inputs is set. In a causal
             model a row of left padding attends to nothing, and runtimes differ in
             what they make of an empty softmax; no other position reads it.
+        remedy: Last line of the error for a difference.
 
     Raises:
         VerifyError: If an output is missing, has another shape, holds NaN where the
             reference does not, or differs by more than `TOLERANCE`.
     """
+    reference = reference or program
     largest = Comparison(0.0, 0.0, 0)
-    for inputs, expected in _cases(program, reference):
+    for case, inputs in enumerate(verification_inputs(program)):
+        expected = _run_reference(reference, program, case, inputs)
         if expected is None:
             continue
-        with torch.no_grad():
-            actual = _tensors(candidate(**inputs))
+        actual = _run_candidate(candidate, program, case, inputs, name)
+        if actual is None:
+            continue
         if visible_only:
             expected, actual = (_visible(t, inputs) for t in (expected, actual))
-        found = _compare(program, expected, actual, name, inputs, scale)
+        found = _compare(program, expected, actual, name, inputs, scale, remedy)
         largest = Comparison(
             max(largest.absolute, found.absolute),
             max(largest.relative, found.relative),
@@ -94,11 +105,11 @@ def verify_equal(
 
 @contextlib.contextmanager
 def remembered_outputs(program: Program) -> Iterator[None]:
-    """While the body runs, `program` is a reference that runs once on each input.
+    """While the body runs, verifications run `program` once on each input.
 
     It must stay as it is.
     """
-    program.cache[_OUTPUTS] = []
+    program.cache[_OUTPUTS] = {}
     try:
         yield
     finally:
@@ -108,19 +119,20 @@ def remembered_outputs(program: Program) -> Iterator[None]:
 _OUTPUTS = "outputs"
 
 
-def _cases(
-    program: Program, reference: Callable[..., Any] | None
-) -> Iterator[tuple[dict[str, Any], list[Tensor] | None]]:
-    """Inputs with what the reference makes of them, None where it refuses them."""
-    known: list[Any] = program.cache.get(_OUTPUTS, []) if reference is None else []
-    for case, inputs in enumerate(verification_inputs(program)):
-        if case == len(known):
-            known.append((inputs, _run_reference(reference or program, inputs)))
-        yield known[case]
+def _outputs(
+    run: Callable[..., Any], program: Program, case: int, inputs: dict[str, Any]
+) -> list[Tensor]:
+    """What `run` makes of the inputs of a case."""
+    known = program.cache.get(_OUTPUTS, {}) if run is program else {}
+    if case not in known:
+        with torch.no_grad():
+            known[case] = _tensors(run(**inputs))
+    found: list[Tensor] = known[case]
+    return found
 
 
 def _run_reference(
-    reference: Callable[..., Any], inputs: dict[str, Any]
+    reference: Callable[..., Any], program: Program, case: int, inputs: dict[str, Any]
 ) -> list[Tensor] | None:
     """Outputs of the reference; None where it refuses the inputs itself.
 
@@ -128,10 +140,34 @@ def _run_reference(
     positions in a table. The example inputs are always among those that run.
     """
     try:
-        with torch.no_grad():
-            return _tensors(reference(**inputs))
-    except (IndexError, RuntimeError, CaptureError):
+        return _outputs(reference, program, case, inputs)
+    except Exception:  # the user's code may refuse in its own way
         return None
+
+
+def _run_candidate(
+    candidate: Callable[..., Any],
+    program: Program,
+    case: int,
+    inputs: dict[str, Any],
+    name: str,
+) -> list[Tensor] | None:
+    """Outputs of the candidate; None where the program could not run either.
+
+    Raises:
+        VerifyError: If only the candidate fails.
+    """
+    try:
+        return _outputs(candidate, program, case, inputs)
+    except Exception as error:  # as may any runtime
+        if _run_reference(program, program, case, inputs) is None:
+            return None
+        first = str(error).strip().partition("\n")[0]
+        raise VerifyError(
+            f"{name} fails where the model runs: {type(error).__name__}: {first}\n"
+            f"  at inputs {shapes_of(inputs)}\n"
+            "  Nothing was written. Please report the model."
+        ) from error
 
 
 def verification_inputs(program: Program) -> Iterator[dict[str, Any]]:
@@ -148,8 +184,9 @@ def _compare(
     name: str,
     inputs: dict[str, Any],
     scale: float,
+    remedy: str,
 ) -> Comparison:
-    shapes = {k: list(v.shape) for k, v in inputs.items() if isinstance(v, Tensor)}
+    shapes = shapes_of(inputs)
     if len(expected) != len(actual):
         raise VerifyError(
             f"{name} returns {len(actual)} outputs, the model {len(expected)}\n"
@@ -169,13 +206,15 @@ def _compare(
             raise VerifyError(
                 f"output {label} of {name} differs by {difference:.3g}, "
                 f"{difference / max(magnitude, 1e-30):.3g} of its magnitude "
-                f"{magnitude:.3g}\n  at inputs {shapes}\n"
-                "  Nothing was written. This is a bug in fgcompile: please report the "
-                "model; verify=False would give you a wrong one."
+                f"{magnitude:.3g}\n  at inputs {shapes}\n{remedy}"
             )
         absolute = max(absolute, difference)
         relative = max(relative, difference / max(magnitude, 1e-3))
     return Comparison(absolute, relative, 1)
+
+
+def shapes_of(inputs: dict[str, Any]) -> dict[str, list[int]]:
+    return {k: list(v.shape) for k, v in inputs.items() if isinstance(v, Tensor)}
 
 
 def _visible(outputs: list[Tensor], inputs: dict[str, Any]) -> list[Tensor]:

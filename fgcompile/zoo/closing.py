@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from fgcompile.analysis.coupling import Analysis
-from fgcompile.compiler import analyze, insert_gates
+from fgcompile.compiler import analyze
 from fgcompile.errors import FgcompileError
 from fgcompile.gates import GateConfig, gates
+from fgcompile.gates.attach import attach
+from fgcompile.gates.independent import specs_for
 from fgcompile.lowering import Lowered, lower
 from fgcompile.passes.base import parameter_count
 from fgcompile.zoo.models import entry as entry_called
@@ -114,9 +116,10 @@ def _close(
     entry: Entry, analysis: Analysis, kind: str, onnx: bool, seed: int
 ) -> Closing:
     model = entry.build()
-    inputs = entry.example_inputs()
     try:
-        insert_gates(model, inputs, GateConfig(kinds=(kind,), gate="plain"))
+        config = GateConfig(kinds=(kind,), gate="plain")
+        specs = specs_for(analysis, config, model)
+        attach(model, specs, config, model_macs=float(analysis.macs))
         closed = close_at_random(model, seed)
         lowered, verdict = _lower(entry, model, onnx)
     except FgcompileError as error:

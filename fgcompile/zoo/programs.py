@@ -1,22 +1,19 @@
-"""What must hold for every random program: `python -m fgcompile.zoo.programs`.
+"""Random programs, and what must hold for every one of them.
 
 Each program is drawn from a seed, some of its units are closed (by gates, some of
 them fractional, or by zeros in its parameters), and it is lowered. The lowered model
 must compute the same, must not be larger, and must stay as it is when lowered again;
-the analysis must not depend on the names of modules. A program that fails is shrunk
-before it is printed.
+the analysis must not depend on the names of modules, nor the result on the order of
+the gates. Some are lowered to the other targets as well.
+
+`python -m fgcompile.zoo.campaign` runs many of them.
 """
 
 from __future__ import annotations
 
-import argparse
-import logging
-import sys
-import time
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,15 +23,13 @@ from torch.utils import _pytree as pytree
 
 from fgcompile.analysis.coupling import Analysis, find_groups
 from fgcompile.capture import capture
-from fgcompile.compiler import analyze
-from fgcompile.errors import FgcompileError, GateError
-from fgcompile.gates import GateConfig, gates
+from fgcompile.errors import ExportError, GateError
+from fgcompile.gates import GateConfig, GateSpec, gates
 from fgcompile.gates.attach import attach
 from fgcompile.gates.placement import gate_specs
 from fgcompile.lowering import lower
 from fgcompile.passes.base import parameter_count
 from fgcompile.passes.pipeline import eliminate
-from fgcompile.printer import show
 from fgcompile.program import Program
 from fgcompile.zoo import random_blocks as random_blocks
 from fgcompile.zoo import random_ops as random_ops
@@ -54,13 +49,18 @@ from fgcompile.zoo.instructions import (
 CLOSINGS = ("gates", "groups", "slices")
 """How units are closed: gates; all members of coupled groups; any slices."""
 
+_TURNS = ("groups", "slices", "groups", "slices", "groups", "slices", "gates")
+"""Closings by seed: gates need a second trace, which costs most of the time."""
+
+_EVERY = {"symbolic": 2, "names": 8, "order": 3, "module": 30, "onnx": 90}
+"""How many seeds apart the dearer checks are."""
+
 TESTED = ((2, 7), (4, 12), (1, 5))
 """(batch size, length) at which a lowered model is compared."""
 
 TOLERANCE = 1e-9
 _VOCABULARY = 13
 _CHOICES = 10
-_SHRINK_TRIES = 120
 
 
 @dataclass(frozen=True)
@@ -149,32 +149,48 @@ def make_inputs(
     return {"x": normal(batch, length, size)}
 
 
-def check(recipe: Recipe, closing: str | None = None) -> Outcome:
+def closing_of(seed: int) -> str:
+    """How units of the program of that seed are closed."""
+    return _TURNS[seed % len(_TURNS)]
+
+
+def check(
+    recipe: Recipe, closing: str | None = None, fixed: bool | None = None
+) -> Outcome:
     """Everything that must hold for `recipe`.
 
     Args:
         recipe: The program.
         closing: One of `CLOSINGS`; None chooses by the seed.
+        fixed: Whether sizes are fixed, so that only one is tested; None chooses by
+            the seed.
 
     Raises:
         PropertyError: If something does not hold.
     """
-    closing = closing or CLOSINGS[recipe.seed % len(CLOSINGS)]
+    closing = closing or closing_of(recipe.seed)
+    fixed = not _due("symbolic", recipe) if fixed is None else fixed
     try:
         if closing == "gates":
             return _check_gates(recipe)
-        return _check_zeros(recipe, closing)
+        return _check_zeros(recipe, closing, fixed)
     except PropertyError:
         raise
     except Exception as error:
         raise PropertyError(type(error).__name__, str(error)) from error
 
 
+def _due(name: str, recipe: Recipe) -> bool:
+    return recipe.seed // len(_TURNS) % _EVERY[name] == 0
+
+
 def _check_gates(recipe: Recipe) -> Outcome:
     model, inputs = build(recipe), make_inputs(recipe, *BATCHES[0])
-    if not _attach_gates(model, inputs):
-        return _check_zeros(recipe, "groups")
-    _close_gates(model, np.random.default_rng(recipe.seed))
+    analysis = find_groups(capture(model, inputs))
+    specs = _specs(model, analysis)
+    if not specs:
+        return _check_zeros(recipe, "groups", fixed=False)
+    _attach_closed(model, specs, analysis, recipe)
     before = sum(p.numel() for p in model.parameters())
     lowered = lower(model, example_inputs=inputs)
     _compare(recipe, model, lowered)
@@ -182,25 +198,32 @@ def _check_gates(recipe: Recipe) -> Outcome:
     again = lower(lowered.model, example_inputs=inputs)
     _compare(recipe, model, again)
     _unchanged(lowered.program, again.program)
+    if _due("order", recipe):
+        other = build(recipe)
+        _attach_closed(other, specs[::-1], analysis, recipe)
+        _compare(recipe, model, lower(other, example_inputs=inputs))
+    _check_targets(recipe, model)
     return Outcome(before, parameter_count(lowered.program))
 
 
-def _attach_gates(model: nn.Module, inputs: Any) -> bool:
-    """Gates of all kinds that the model has; whether it has any."""
-    analysis, specs = analyze(model, inputs), []
+def _specs(model: nn.Module, analysis: Analysis) -> list[GateSpec]:
+    """Gates of all kinds that the model has."""
+    specs: list[GateSpec] = []
     for kind in dict.fromkeys(g.kind for g in analysis.groups if not g.reasons):
         try:
             specs += gate_specs(analysis, (kind,), model)
         except GateError:
             continue
-    if not specs:
-        return False
+    return specs
+
+
+def _attach_closed(
+    model: nn.Module, specs: Sequence[GateSpec], analysis: Analysis, recipe: Recipe
+) -> None:
+    """Gates of which random units are closed, the same ones in every order."""
     attach(model, specs, GateConfig(gate="plain"), model_macs=float(analysis.macs))
-    return True
-
-
-def _close_gates(model: nn.Module, rng: np.random.Generator) -> None:
-    for gate in gates(model).values():
+    rng = np.random.default_rng(recipe.seed)
+    for _, gate in sorted(gates(model).items()):
         share = rng.choice([0.0, 0.3, 0.6, 0.9, 1.0], p=[0.2, 0.3, 0.25, 0.15, 0.1])
         closed = np.flatnonzero(rng.random(gate.size) < share)
         gate.close(torch.from_numpy(closed))
@@ -235,13 +258,13 @@ class Fractional:
         return theta
 
 
-def _check_zeros(recipe: Recipe, closing: str) -> Outcome:
+def _check_zeros(recipe: Recipe, closing: str, fixed: bool) -> Outcome:
     model, inputs = build(recipe), make_inputs(recipe, *BATCHES[0])
-    program = capture(model, inputs)
-    analysis = find_groups(program)
-    _stable_names(recipe, inputs, analysis)
+    program = capture(model, inputs, fixed=fixed)
     rng = np.random.default_rng(recipe.seed)
     if closing == "groups":
+        analysis = find_groups(program)
+        _stable_names(recipe, inputs, analysis, fixed)
         _zero_groups(model, analysis, rng)
     else:
         _zero_slices(model, rng)
@@ -252,7 +275,30 @@ def _check_zeros(recipe: Recipe, closing: str) -> Outcome:
     again = eliminate(lowered)
     _compare(recipe, model, again)
     _unchanged(lowered, again)
+    _check_targets(recipe, model)
     return Outcome(before, parameter_count(lowered))
+
+
+def _check_targets(recipe: Recipe, model: nn.Module) -> None:
+    """The other targets give an equal model, or refuse."""
+    for target in ("module", "onnx"):
+        if not _due(target, recipe):
+            continue
+        # Kernels of runtimes are made for single precision.
+        single = copy.deepcopy(model).float() if target == "onnx" else model
+        inputs = make_inputs(recipe, *BATCHES[0])
+        if target == "onnx":
+            inputs = {k: _single(v) for k, v in inputs.items()}
+        try:
+            lowered = lower(single, target, example_inputs=inputs)
+        except (ExportError, GateError):
+            continue
+        if target == "module":
+            _compare(recipe, model, lowered)
+
+
+def _single(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value
 
 
 def _zero_groups(
@@ -338,12 +384,12 @@ def _unchanged(lowered: Program, again: Program) -> None:
         raise PropertyError("again", f"{one} -> {other} parameters when lowered again")
 
 
-def _stable_names(recipe: Recipe, inputs: Any, analysis: Analysis) -> None:
+def _stable_names(recipe: Recipe, inputs: Any, analysis: Analysis, fixed: bool) -> None:
     """The groups of the same model with other module names are the same."""
-    if recipe.seed % 4:
+    if not _due("names", recipe):
         return
     renamed = build(recipe, name=lambda k, op: f"m{(97 * k + 13) % 101}_{k}")
-    other = find_groups(capture(renamed, inputs))
+    other = find_groups(capture(renamed, inputs, fixed=fixed))
     one, two = (_fingerprint(a) for a in (analysis, other))
     if one != two:
         raise PropertyError("names", f"groups {one} became {two}")
@@ -354,107 +400,3 @@ def _fingerprint(analysis: Analysis) -> list[tuple[Any, ...]]:
         (g.kind, g.size, len(g.members), bool(g.reasons), float(g.parameters.sum()))
         for g in analysis.groups
     ]
-
-
-def shrink(recipe: Recipe, fails: Callable[[Recipe], bool]) -> Recipe:
-    """The smallest recipe found that still fails, after `_SHRINK_TRIES` at most."""
-    tries = 0
-    modified = True
-    while modified:
-        modified = False
-        for candidate in _smaller(recipe):
-            tries += 1
-            if tries > _SHRINK_TRIES:
-                return recipe
-            if fails(candidate):
-                recipe, modified = candidate, True
-                break
-    return recipe
-
-
-def _smaller(recipe: Recipe) -> Iterator[Recipe]:
-    each = recipe.instructions
-    for width in (8, 4, 2, 1):
-        for k in range(len(each) - width, -1, -1):
-            yield replace(recipe, instructions=each[:k] + each[k + width :])
-    for k, instruction in enumerate(each):
-        choices = instruction.choices
-        for position, choice in enumerate(choices):
-            if choice:
-                fewer = (*choices[:position], 0, *choices[position + 1 :])
-                one = Instruction(instruction.op, fewer)
-                yield replace(recipe, instructions=(*each[:k], one, *each[k + 1 :]))
-    for value in {0, recipe.inputs % 6, recipe.inputs // 2} - {recipe.inputs}:
-        if value < recipe.inputs:
-            yield replace(recipe, inputs=value)
-
-
-def failure(recipe: Recipe, closing: str) -> PropertyError | None:
-    """Why `recipe` fails, None if it does not."""
-    try:
-        check(recipe, closing)
-    except PropertyError as error:
-        return error
-    return None
-
-
-def describe(recipe: Recipe, closing: str, error: PropertyError) -> str:
-    """The shrunk program, its graph and its failure, to be pasted into a test."""
-    stage = error.stage
-
-    def fails(candidate: Recipe) -> bool:
-        found = failure(candidate, closing)
-        return found is not None and found.stage == stage
-
-    small = shrink(recipe, fails)
-    final = failure(small, closing) or error
-    try:
-        graph = show(capture(build(small), make_inputs(small, *BATCHES[0])))
-    except FgcompileError as reason:
-        graph = f"(no graph: {reason})"
-    return f"{final}\nclosed by {closing}\n{small!r}\n{graph}"
-
-
-def main(arguments: list[str]) -> int:
-    """Check programs; print counts; 1 and the shrunk programs if any failed."""
-    parser = argparse.ArgumentParser(prog="python -m fgcompile.zoo.programs")
-    parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0, help="of the first program")
-    parser.add_argument("--most", type=int, default=5, help="failures before it stops")
-    parser.add_argument("--no-shrink", action="store_true")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    logging.disable(logging.ERROR)
-    failed, counts, start = 0, Counter[str](), time.perf_counter()
-    for seed in range(options.seed, options.seed + options.count):
-        recipe, closing = draw(seed), CLOSINGS[seed % len(CLOSINGS)]
-        try:
-            outcome = check(recipe, closing)
-        except PropertyError as error:
-            failed += 1
-            text = str(error) if options.no_shrink else describe(recipe, closing, error)
-            print(f"seed {seed} FAILED {text}\n", flush=True)
-            if failed >= options.most:
-                break
-            continue
-        counts["programs"] += 1
-        counts["smaller"] += outcome.after < outcome.before
-        counts["before"] += outcome.before
-        counts["after"] += outcome.after
-        if seed % 100 == 99:
-            print(_progress(counts, failed, start), flush=True)
-    print(_progress(counts, failed, start))
-    return int(failed > 0)
-
-
-def _progress(counts: Counter[str], failed: int, start: float) -> str:
-    return (
-        f"{counts['programs']} programs hold, {failed} failed; {counts['smaller']} got "
-        f"smaller; {counts['before']:,} -> {counts['after']:,} parameters; "
-        f"{time.perf_counter() - start:.0f} s"
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -77,9 +79,9 @@ def test_zero_slices_are_those_without_any_value(dim: int, late: bool) -> None:
 
 def test_scan_reads_little_of_a_dense_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    compare = Tensor.__eq__
+    compare: Any = Tensor.__eq__
 
-    def watched(one: Tensor, other: object) -> Tensor:
+    def watched(one: Tensor, other: object) -> Any:
         read.append(one.numel())
         return compare(one, other)
 

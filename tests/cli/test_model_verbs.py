@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,12 @@ import torch
 import fgcompile
 from fgcompile import Budget, GateConfig, gates, insert_gates, save_gates
 from fgcompile.cli import main
-from fgcompile.gates import saved_config
+from fgcompile.gates import LatencyTable, saved_config
+from fgcompile.gates.latency import GroupTimes, SharedTime
 from fgcompile.zoo.models import entry
+
+# The package has a function of the same name.
+bench_verb = importlib.import_module("fgcompile.cli.bench")
 
 
 @pytest.fixture(scope="module")
@@ -85,17 +90,66 @@ def test_bad_command_lines_are_told(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_bench_predicts_what_a_unit_saves(folder: Path, capsys: Any) -> None:
     arguments = ["bench", str(folder), "--keep", "0.5", "--seconds", "0.2"]
     assert main([*arguments, "--length", "16", "--format", "json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    assert "measuring the dense model and its parts: " in captured.err
+    found = json.loads(captured.out)
     dense, half = found["models"]
     assert half["bytes"] < dense["bytes"]
+    assert half["predicted"] < dense["predicted"]
     assert 0.4 < half["macs"] < 0.9
     assert {unit["kind"]: unit["units"] for unit in found["units"]} == {
         "mlp": 192,
         "head": 8,
     }
+
+
+def test_bench_tells_what_to_choose(
+    folder: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    names = [f"model.layers.{k}.{what}" for k in range(2) for what in ("head", "mlp")]
+    groups = tuple(
+        GroupTimes(name, name.split(".")[-1], (0, 4), (0.0, 0.001)) for name in names
+    )
+    shared = tuple(SharedTime((name,), 0.001) for name in names)
+    table = LatencyTable(0.005, groups, shared)
+    monkeypatch.setattr(bench_verb, "measure_latency", lambda model, **sizes: table)
+    monkeypatch.setattr(
+        bench_verb,
+        "_smaller",
+        lambda model, table, shares, folder: [
+            _file(folder / "dense.onnx", "dense", 0.005, 1.0),
+            _file(folder / "small.onnx", "50% of the units", 0.003, 0.4),
+        ],
+    )
+    monkeypatch.setattr(bench_verb, "onnx_latencies", lambda *sizes: [0.006, 0.0036])
+    assert main(["bench", str(folder), "--keep", "0.5"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1] == ["dense", "0.0", "6.00", "1.00", "1.00", "1.00"]
+    assert lines[2][-5:] == ["0.0", "3.60", "0.60", "0.60", "0.40"]
+    text = "\n".join(" ".join(line) for line in lines)
+    assert "one of 8 mlp units saves about 250.00 microseconds, 5.0000% of" in text
+    assert "20% of the latency is outside every gate" in text
+    assert main(["bench", str(folder), "--keep", "0.5", "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["schema_version"], found["length"], found["threads"]) == (2, 128, 1)
+    assert found["floor"] == pytest.approx(0.2)
+    assert found["units"][0]["seconds"] == pytest.approx(0.00025)
+
+
+def _file(path: Path, name: str, predicted: float, macs: float) -> Any:
+    path.touch()
+    return bench_verb._File(name, path, predicted, macs)
+
+
+def test_bench_help_teaches(capsys: Any) -> None:
+    assert main(["bench", "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "fgcompile bench my-model/ --length 64" in out
+    assert "Budget(latency=0.70)" in out
 
 
 def test_saved_config_makes_gates_that_fit(tmp_path: Path) -> None:

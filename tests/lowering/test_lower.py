@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fgcompile import GateConfig, analyze, gates, insert_gates, lower
 from fgcompile.capture import capture
@@ -196,3 +196,43 @@ def test_column_of_a_head_that_every_layer_lost_goes() -> None:
     )
     assert table.shape[1] == size - 1
     assert count(lowered.model) == analysis.parameters_after(closed)
+
+
+class WrittenNorm(nn.Module):
+    """A LayerNorm in single operators."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred * torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + 1e-5)
+
+
+class Stream(nn.Module):
+    """Two layers write what a norm reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 8)
+        self.norm, self.head = WrittenNorm(), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.head(self.norm(x + self.second(x)))
+
+
+def test_a_closed_unit_that_stays_names_what_mixes_others_into_it() -> None:
+    model = insert_gates(Stream().eval(), (X,), GateConfig(kinds=("residual",)))
+    (gate,) = gates(model).values()
+    gate.close([1, 5])
+    (note,) = [n for n in lower(model).report.notes if n.subject == gate.name]
+    assert note.text.startswith("2 of 2 closed units stay: aten.sub.Tensor in norm (")
+    assert note.text.endswith(") mixes other units into them")
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_heads_go_whether_one_or_several_key_value_heads_stay(kept: int) -> None:
+    model = insert_gates(entry("llama").build(), config=HEADS)
+    dense = count(lower(model, verify=False).model)
+    first = next(iter(gates(model).values()))
+    first.close(range(kept, first.size))
+    # 768 parameters for a key-value head and its two queries.
+    assert dense - count(lower(model).model) == (first.size - kept) * 768

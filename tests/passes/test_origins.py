@@ -50,3 +50,12 @@ def test_the_only_dim_of_a_head_may_stand_for_the_head(kind: str, eager: bool) -
     assert shapes(lowered)[names[0]] == [4, 4]
     assert shapes(lowered)[names[1]][0] == 1
     assert_equal(program, lowered)
+
+
+def test_one_head_may_be_left_for_several_that_share_it() -> None:
+    model = Attention(heads=4, dim=2, groups=2)
+    program = gated_program(model, X, closed={"head": [1]}, kinds=("head",))
+    lowered = eliminate(program)
+    assert shapes(lowered)["q.weight"][0] == 4
+    assert shapes(lowered)["k.weight"][0] == 2
+    assert_equal(program, lowered)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fgcompile.passes.eliminate_dead_dims import eliminate_dead_dims
+from fgcompile.passes.pipeline import eliminate
 from fgcompile.passes.propagate_constants import propagate_constants
 from tests.passes.check import (
     assert_equal,
@@ -158,3 +159,11 @@ def test_constant_units_vanish_whatever_the_activation(
     assert eliminate_dead_dims(program)
     assert shapes(program)["0.weight"] == [3, 3]
     assert_equal(reference, program)
+
+
+def test_constant_channels_are_no_columns_of_a_layer_that_mixes_positions() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Linear(8, 2))
+    zero(model[0].weight, *range(8))
+    program = program_of(model, torch.randn(2, 3, 8, 8))
+    lowered = eliminate(program)
+    assert_equal(program, lowered)

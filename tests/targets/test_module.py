@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -207,3 +208,41 @@ def test_writing_into_a_shared_object_copies_it_first() -> None:
     first.config = second.config = config
     Slot("heads", None, "config").write(first, 2)
     assert (first.config.heads, second.config.heads) == (2, 4)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers that an attention reads, as frozen as configurations often are."""
+
+    heads: int = 4
+    width: int = 12
+
+
+class Configured(nn.Module):
+    """Attention that keeps its numbers in an object."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = Sizes()
+        self.qkv, self.out = nn.Linear(12, 36), nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        q, k, v = (
+            y.view(batch, length, self.sizes.heads, -1).transpose(1, 2)
+            for y in self.qkv(x).split(self.sizes.width, dim=-1)
+        )
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, self.sizes.width))
+
+
+def test_numbers_in_a_frozen_object_are_corrected_in_a_copy() -> None:
+    model = insert_gates(Configured().eval(), (X,), GateConfig(kinds=("head",)))
+    sizes = model.sizes
+    (gate,) = gates(model).values()
+    gate.close([1, 3])
+    lowered = lower(model, "module")
+    assert lowered.model.sizes == Sizes(heads=2, width=6)
+    assert model.sizes is sizes
+    assert sizes == Sizes()
+    torch.testing.assert_close(lowered(X), model(X))

@@ -80,15 +80,15 @@ def _tokens(
 
 def _all_at_once(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor | None:
     """Logits `[b s v]`; None where the model takes no such length."""
-    given = {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "position_ids": positions_of(mask),
-    }
+    given = {"input_ids": ids, "attention_mask": mask}
+    if not bool(mask.all()):
+        # Where nothing is hidden, the model's own count is what the file must match.
+        given["position_ids"] = positions_of(mask)
     call: Callable[..., Any] = functools.partial(model, use_cache=False)
     try:
         with tracing_state(model):
-            outputs = call(**{name: given[name] for name in token_names(model)})
+            taken = given.keys() & set(token_names(model))
+            outputs = call(**{name: given[name] for name in taken})
     except (IndexError, RuntimeError):
         return None
     logits = outputs.logits

@@ -53,7 +53,11 @@ class Slot:
         if self.item is not None:
             old = getattr(holder, self.name)
             value = type(old)((*old[: self.item], number, *old[self.item + 1 :]))
-        setattr(holder, self.name, value)
+        try:
+            setattr(holder, self.name, value)
+        except AttributeError:
+            # A frozen dataclass guards against sharing, and this copy is not shared.
+            object.__setattr__(holder, self.name, value)
 
     def _holder(self, module: nn.Module) -> Any:
         return getattr(module, self.inside) if self.inside else module

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def onnx_latencies(
     length: int = 128,
     threads: int = 1,
     seconds: float = 10.0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
     """Median time of one run of each file in onnxruntime [s], in turns.
 
@@ -30,6 +32,7 @@ def onnx_latencies(
         length: Size of its other dynamic axes.
         threads: Threads of the runtime.
         seconds: About how long to measure.
+        clock: As for `median_times`.
 
     Raises:
         ExportError: If onnxruntime is not installed.
@@ -37,7 +40,7 @@ def onnx_latencies(
     """
     require("onnx", "onnxruntime")
     calls = [_Run(file, batch, length, threads) for file in files]
-    return median_times(calls, seconds)
+    return median_times(calls, seconds, clock)
 
 
 class _Run:

@@ -1,0 +1,1 @@
+"""How long models and their parts take in onnxruntime on this machine."""

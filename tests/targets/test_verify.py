@@ -1,0 +1,146 @@
+"""What verification notices, and what it takes for rounding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fgcompile import lower
+from fgcompile.capture import capture
+from fgcompile.errors import CaptureError, VerifyError
+from fgcompile.passes.pipeline import eliminate
+from fgcompile.program import Program
+from fgcompile.targets.captured import verify_captured
+from fgcompile.targets.precise import only_sliced, verify_precisely
+from fgcompile.targets.verify import verify_equal
+from tests.passes.check import zero
+
+X = torch.linspace(-1, 1, 24).view(2, 3, 4)
+
+
+class Normed(nn.Module):
+    """Six units, two of them zero, through an RMS norm."""
+
+    def __init__(self, eps: float | None = 1e-6) -> None:
+        super().__init__()
+        self.up, self.norm, self.down = (
+            nn.Linear(4, 6),
+            nn.RMSNorm(6, eps=eps),
+            nn.Linear(6, 2),
+        )
+        for tensor in (self.up.weight, self.up.bias):
+            zero(tensor, 1, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.norm(self.up(x)))
+
+
+def programs(model: nn.Module, x: Tensor = X) -> tuple[Program, Program]:
+    program = capture(model.eval(), (x,))
+    return program, eliminate(program)
+
+
+def call_of(program: Program, name: str) -> Any:
+    return next(n for n in program.graph.nodes if n.name == name)
+
+
+@pytest.mark.parametrize("eps", [1e-6, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_repaired_norm_is_equal_in_float64(eps: Any, dtype: Any) -> None:
+    model, x = Normed(eps).to(dtype), X.to(dtype)
+    program, lowered = programs(model, x)
+    assert only_sliced(program, lowered)
+    verify_precisely(program, lowered)
+
+
+def test_eps_below_the_rounding_of_float32_is_noticed() -> None:
+    program, lowered = programs(Normed())
+    norm = call_of(lowered, "rms_norm")
+    norm.update_arg(3, norm.args[3] * 1.02)
+    lowered.graph_module.recompile()
+    verify_equal(program, lowered)
+    with pytest.raises(VerifyError, match=r"in float64, .* rounding does not explain"):
+        verify_precisely(program, lowered)
+
+
+def test_scale_that_is_off_by_less_than_bfloat16_rounds_is_noticed() -> None:
+    program, lowered = programs(Normed().to(torch.bfloat16), X.bfloat16())
+    repair = call_of(lowered, "mul_tensor")
+    repair.update_arg(1, repair.args[1] * 1.01)
+    lowered.graph_module.recompile()
+    verify_equal(program, lowered)
+    with pytest.raises(VerifyError, match="in float64"):
+        verify_precisely(program, lowered)
+
+
+def test_folded_weights_may_be_rounded() -> None:
+    model = Normed()
+    model.norm = nn.Sigmoid()  # type: ignore[assignment]
+    program, lowered = programs(model)
+    assert not only_sliced(program, lowered)
+    verify_precisely(program, lowered)
+
+
+class TellsExport(nn.Module):
+    """Computes something else when it is exported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(x)
+        return y + 0.01 if torch.compiler.is_exporting() else y
+
+
+def test_graph_that_is_not_the_model_is_refused(tmp_path: Any) -> None:
+    with pytest.raises(VerifyError, match="output of the captured graph differs"):
+        lower(TellsExport().eval(), path=tmp_path / "out", example_inputs=(X,))
+    assert not list(tmp_path.iterdir())
+
+
+class Counts(nn.Module):
+    """Its forward writes to a buffer, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(4, 6)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.up(x)
+
+
+def test_capture_and_verification_leave_buffers_alone() -> None:
+    model = Counts().eval()
+    verify_captured(capture(model, (X,)))
+    lower(model, "module", example_inputs=(X,))
+    assert float(model.calls) == 0
+
+
+class Remembers(Counts):
+    """What it computes depends on how often it was called."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.calls
+
+
+def test_model_with_a_memory_is_refused() -> None:
+    with pytest.raises(CaptureError, match="buffer calls is read and written by the"):
+        lower(Remembers().eval(), example_inputs=(X,))
+
+
+def test_candidate_that_fails_where_the_model_runs_is_refused() -> None:
+    program, _ = programs(Normed())
+
+    def fails(**inputs: Tensor) -> Tensor:
+        raise OSError("no such kernel")
+
+    with pytest.raises(
+        VerifyError, match=r"the file fails where .* OSError: no such kernel"
+    ):
+        verify_equal(program, fails, name="the file")
