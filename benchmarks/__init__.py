@@ -1,1 +1,1 @@
-"""Timings that no test should depend on."""
+"""Measurements that no test should depend on: `python -m benchmarks list`."""

@@ -41,7 +41,11 @@ from fgcompile.targets.forms import Form, OnnxForm, OpenVinoForm
 from fgcompile.targets.module import LoweredModule, lower_to_module
 from fgcompile.targets.onnx import OPSET
 from fgcompile.targets.precise import verify_precisely
-from fgcompile.targets.verify import Comparison, verify_equal
+from fgcompile.targets.verify import (
+    Comparison,
+    remembered_outputs,
+    verify_equal,
+)
 
 Target = Literal["fx", "module", "onnx", "openvino"]
 
@@ -66,15 +70,20 @@ class Lowered:
             weights, what it saw of the file with float32 weights.
     """
 
-    model: Any
     target: Target
     program: Program
     comparison: Comparison | None
+    _read: Callable[[], Any]
     _before: Program
     _run: Callable[..., Any]
     _closed: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _artifact: Artifact | None = field(default=None, repr=False)
     _module: LoweredModule | None = field(default=None, repr=False)
+
+    @cached_property
+    def model(self) -> Any:
+        """See above; a file is read when this is first asked for."""
+        return self._read()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Outputs for the inputs that the model's forward takes."""
@@ -193,22 +202,40 @@ def lower(
         check_ran(container)
     program = capture(model, _inputs_of(model, example_inputs))
     _check_weights(program)
-    if target == "module":
-        result = _lower_to_module(model, program, verify, bool(uniform))
-    elif target == "fx":
-        result = _lower_to_fx(program, verify)
-    elif cache:
-        quantize = quantization is not None
-        kinds: bool | tuple[str, ...] = _CACHED if uniform is None else uniform
-        result = _lower_to_decoder(model, program, verify, opset, quantize, kinds)
-    else:
-        quantize = quantization is not None
-        result = _lower_to_file(program, target, verify, opset, quantize)
+    with remembered_outputs(program):
+        result = _lowered(
+            *(model, program, target, verify),
+            opset=opset,
+            quantize=quantization is not None,
+            cache=cache,
+            uniform=uniform,
+        )
     if container is not None:
         result._closed = {name: ~gate.open for name, gate in gates(model).items()}
     if path is not None:
         _save_or_discard(result, path)
     return result
+
+
+def _lowered(
+    model: nn.Module,
+    program: Program,
+    target: Target,
+    verify: bool,
+    *,
+    opset: int,
+    quantize: bool,
+    cache: bool,
+    uniform: bool | None,
+) -> Lowered:
+    if target == "module":
+        return _lower_to_module(model, program, verify, bool(uniform))
+    if target == "fx":
+        return _lower_to_fx(program, verify)
+    if cache:
+        kinds: bool | tuple[str, ...] = _CACHED if uniform is None else uniform
+        return _lower_to_decoder(model, program, verify, opset, quantize, kinds)
+    return _lower_to_file(program, target, verify, opset, quantize)
 
 
 def check_options(target: Target, quantization: str | None, cache: bool) -> None:
@@ -308,7 +335,7 @@ def _lower_to_fx(program: Program, verify: bool) -> Lowered:
     lowered = eliminate(program)
     comparison = _compared(program, lowered, lowered) if verify else None
     module = lowered.graph_module
-    return Lowered(module, "fx", lowered, comparison, program, lowered)
+    return Lowered("fx", lowered, comparison, lambda: module, program, lowered)
 
 
 def _lower_to_module(
@@ -317,7 +344,7 @@ def _lower_to_module(
     made = lower_to_module(model, program.inputs, uniform)
     comparison = _compared(program, made.program, made) if verify else None
     return Lowered(
-        *(made.model, "module", made.program, comparison, program, made.model),
+        *("module", made.program, comparison, lambda: made.model, program, made.model),
         _module=made,
     )
 
@@ -335,7 +362,7 @@ def _lower_to_file(
         dense = (lambda: OnnxForm(_without_gates(program), opset)) if quantize else None
         made = make_artifact(*forms, "model.onnx", "onnxruntime", verify, dense)
     return Lowered(
-        *(made.model, target, lowered, made.comparison or comparison, program),
+        *(target, lowered, made.comparison or comparison, made.read, program),
         *(made.run,),
         _artifact=made,
     )
@@ -368,7 +395,7 @@ def _lower_to_decoder(
         dense if quantize else None,
     )
     return Lowered(
-        *(made.model, "onnx", small.program, made.comparison or comparison, program),
+        *("onnx", small.program, made.comparison or comparison, made.read, program),
         *(made.run,),
         _module=small,
         _artifact=made,

@@ -36,6 +36,7 @@ class Program:
         kept: For each parameter that lost units, the original indices that are left
             along each dim that shrank.
         optional: Inputs that are zeros of the first input's shape unless given.
+        cache: What analyses remember about this program; a copy begins without.
     """
 
     graph_module: GraphModule
@@ -45,6 +46,7 @@ class Program:
     output_names: list[str] = field(default_factory=list)
     kept: dict[str, dict[int, torch.Tensor]] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
+    cache: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def graph(self) -> Graph:
@@ -110,8 +112,9 @@ class Program:
 
     def parameter(self, node: Node) -> torch.Tensor:
         """The tensor behind a `get_attr` node."""
-        owner, _, name = str(node.target).rpartition(".")
-        tensor = getattr(self.graph_module.get_submodule(owner), name)
+        tensor: Any = self.graph_module
+        for name in str(node.target).split("."):
+            tensor = getattr(tensor, name)
         assert isinstance(tensor, torch.Tensor), node
         return tensor
 
@@ -141,6 +144,7 @@ class Program:
             aliases=dict(self.aliases),
             output_names=list(self.output_names),
             kept={name: dict(dims) for name, dims in self.kept.items()},
+            cache={},
         )
 
     def _check(self, leaves: list[Any]) -> None:

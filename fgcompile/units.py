@@ -13,6 +13,7 @@ Two relations hold between units:
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from math import prod
 
@@ -71,8 +72,8 @@ class Units:
         known = ids[ids >= 0]
         if not known.size:
             return False
-        starts = np.array([f.start for f in self.families])
-        at = int(np.searchsorted(starts, known.flat[0], side="right")) - 1
+        first = int(known.flat[0])
+        at = bisect_right(self.families, first, key=lambda family: family.start) - 1
         return self.families[at].heads
 
     def nest(self, outer: UnitIds, inner: UnitIds) -> UnitIds:

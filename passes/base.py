@@ -28,7 +28,7 @@ def run_passes(program: Program, passes: tuple[Pass, ...]) -> bool:
     """
     modified = False
     for position, each in enumerate(passes):
-        before = parameter_count(program)
+        before = _count_text(program)
         try:
             changed = each(program)
         except FgcompileError:
@@ -44,8 +44,8 @@ def run_passes(program: Program, passes: tuple[Pass, ...]) -> bool:
             logger.info(
                 "%s: %s -> %s parameters",
                 each.__name__,
-                f"{before:,}",
-                f"{parameter_count(program):,}",
+                before,
+                _count_text(program),
             )
         modified |= changed
     return modified
@@ -65,6 +65,11 @@ def run_until_stable(program: Program, passes: tuple[Pass, ...]) -> bool:
         f"passes {names} still modify the program after {_ROUNDS} rounds\n"
         "  This is a bug in fgcompile: please report the model."
     )
+
+
+def _count_text(program: Program) -> str:
+    """The number of parameters for the log, if there is one."""
+    return f"{parameter_count(program):,}" if logger.isEnabledFor(logging.INFO) else ""
 
 
 def parameter_count(program: Program) -> int:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from fgcompile.analysis.facts import Constants, find_constants, product_is_zero
-from fgcompile.analysis.flow import trace_planes
+from fgcompile.analysis.facts import Constants, product_is_zero
+from fgcompile.analysis.known import known_facts
 from fgcompile.analysis.steps import Align, Flow
 from fgcompile.passes.shrinkage import call
 from fgcompile.passes.weights import weight_use
@@ -26,8 +26,7 @@ aten = torch.ops.aten
 
 def eliminate_dead_branches(program: Program) -> bool:
     """No addition adds zero, and no contraction sums only zeros."""
-    flow = trace_planes(program)
-    constants = find_constants(program, flow)
+    flow, constants = known_facts(program)
     modified = False
     for node in list(program.graph.nodes):
         modified |= _drop_zero_term(flow, constants, node)

@@ -21,6 +21,7 @@ from torch.fx import Node
 
 from fgcompile.analysis.facts import find_constants
 from fgcompile.analysis.flow import trace_planes
+from fgcompile.analysis.known import known_facts
 from fgcompile.analysis.needs import Needs, propagate_needs
 from fgcompile.analysis.steps import Flow
 from fgcompile.analysis.survivors import Survivors, close_survivors
@@ -68,10 +69,13 @@ def eliminate_dead_dims(program: Program, restraint: Restraint | None = None) ->
     Raises:
         VerifyError: If no consistent set of survivors was found.
     """
-    flow = trace_planes(program)
-    restraint = restraint or Restraint()
-    restraint.restrict(flow)
-    constants = find_constants(program, flow)
+    if restraint is None:
+        restraint = Restraint()
+        flow, constants = known_facts(program)
+    else:
+        flow = trace_planes(program)
+        restraint.restrict(flow)
+        constants = find_constants(program, flow)
     needs = propagate_needs(flow, constants)
     revived = Needs([[np.zeros_like(p) for p in v] for v in needs.planes], [])
     restraint.seed(flow, needs, revived)

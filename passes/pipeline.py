@@ -34,4 +34,5 @@ def eliminate(program: Program) -> Program:
     run_passes(lowered, FINISH)
     run_until_stable(lowered, ELIMINATE)
     run_passes(lowered, (gather_live,))
+    lowered.cache.clear()
     return lowered

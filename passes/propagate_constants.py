@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from fgcompile.analysis.facts import Constants, find_constants
-from fgcompile.analysis.flow import trace_planes
+from fgcompile.analysis.facts import Constants
+from fgcompile.analysis.known import known_facts
 from fgcompile.analysis.steps import Align, Array, Flow
 from fgcompile.passes.fold_constants import new_parameter
 from fgcompile.passes.weights import WeightUse, reads, replace_tensor, weight_use
@@ -31,8 +31,7 @@ def propagate_constants(program: Program, new_biases: bool = True) -> bool:
     Returns:
         Whether anything was folded.
     """
-    flow = trace_planes(program)
-    constants = find_constants(program, flow)
+    flow, constants = known_facts(program)
     modified = False
     for step in flow.steps:
         use = weight_use(step.node) if isinstance(step, Align) else None

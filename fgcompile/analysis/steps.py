@@ -12,6 +12,7 @@ and outputs correspond. Steps come in three forms:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ class Slot:
     full: tuple[int, ...]
     loose: bool = False
 
-    @property
+    @cached_property
     def axes(self) -> tuple[int, ...]:
         """Factors along which the plane varies."""
         return tuple(k for k, size in enumerate(self.full) if size > 1)

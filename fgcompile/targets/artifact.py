@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import tempfile
 import weakref
@@ -25,7 +26,7 @@ class Artifact:
 
     Attributes:
         file: The file.
-        model: What is in it.
+        read: What is in it.
         run: The file in its runtime.
         comparison: Of the exact file with the gated model, if it was verified.
         discard: Removes the folder now.
@@ -35,7 +36,7 @@ class Artifact:
     """
 
     file: Path
-    model: Any
+    read: Callable[[], Any]
     run: Run
     comparison: Comparison | None
     discard: Callable[[], object]
@@ -82,11 +83,11 @@ def make_artifact(
         comparison = gated.compare(run, f"the file in {runtime}") if verify else None
         if dense is not None:
             return _quantized(lowered, dense, file, comparison)
-        model = lowered.read(file)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return Artifact(file, model, run, comparison, _kept_for(run, folder))
+    read = functools.partial(lowered.read, file)
+    return Artifact(file, read, run, comparison, _kept_for(run, folder))
 
 
 def _quantized(
@@ -115,8 +116,8 @@ def _quantized(
         return quantized_variants(dense(), lowered, files, exact, rounded)
 
     discard = _kept_for(run, exact_file.parent)
-    model = lowered.read(file)
-    return Artifact(file, model, run, exact, discard, rounded, (note,), variants)
+    read = functools.partial(lowered.read, file)
+    return Artifact(file, read, run, exact, discard, rounded, (note,), variants)
 
 
 def _kept_for(run: Run, folder: Path) -> Callable[[], object]:

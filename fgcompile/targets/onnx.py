@@ -22,6 +22,7 @@ from fgcompile.targets.attention import split_attention
 from fgcompile.targets.exported import export_program
 from fgcompile.targets.extras import cause, quiet, require
 from fgcompile.targets.feed import feed_of
+from fgcompile.targets.onnx_file import write_single_file
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -107,7 +108,10 @@ def save_onnx(converted: Any, path: Path) -> None:
     _shorten_traces(converted.model.graph)
     stored = converted.model.graph.initializers.values()
     size = sum(value.const_value.nbytes for value in stored)
-    converted.save(str(path), external_data=size > _SINGLE_FILE_LIMIT)
+    if size > _SINGLE_FILE_LIMIT:
+        converted.save(str(path), external_data=True)
+    else:
+        write_single_file(converted.model, path)
 
 
 def _rename_inner_values(graph: Any) -> None:

@@ -23,19 +23,40 @@ def median_times(
         seconds: No further turn begins after this, once there were 5.
         clock: What a call takes is the difference of this.
     """
-    for _ in range(WARM_UP):
+    times = interleaved_times(calls, seconds, clock=clock)
+    return [statistics.median(found) for found in times]
+
+
+def interleaved_times(
+    calls: Sequence[Callable[[], object]],
+    seconds: float,
+    least: int = LEAST,
+    warm_up: int = WARM_UP,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[list[float]]:
+    """Times of each call [s], one for each turn.
+
+    Args:
+        calls: Called in turns.
+        seconds: No further turn begins after this, once there were `least`; after
+            100 turns none begins.
+        least: Turns that there are at least.
+        warm_up: Turns before those, which do not count.
+        clock: What a call takes is the difference of this.
+    """
+    for _ in range(warm_up):
         for call in calls:
             call()
     times: list[list[float]] = [[] for _ in calls]
     end = time.perf_counter() + seconds
     for turn in range(MOST):
-        if turn >= LEAST and time.perf_counter() > end:
+        if turn >= least and time.perf_counter() > end:
             break
         for call, found in zip(calls, times, strict=True):
             start = clock()
             call()
             found.append(clock() - start)
-    return [statistics.median(found) for found in times]
+    return times
 
 
 def undisturbed_clock(threads: int) -> Callable[[], float]:

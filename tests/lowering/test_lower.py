@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fgcompile import GateConfig, analyze, gates, insert_gates, lower
 from fgcompile.capture import capture
+from fgcompile.program import Program
 from fgcompile.zoo.models import entry
 
 X = torch.linspace(-1, 1, 8).view(2, 4)
@@ -103,6 +104,30 @@ def test_verification_is_left_out_on_request() -> None:
     lowered = lower(half_closed(), verify=False)
     assert lowered.comparison is None
     assert lowered.report.verdict.verified is None
+
+
+def test_gated_model_runs_once_on_each_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    bind = Program.bind
+
+    def watched(program: Program, args: Any, kwargs: Any) -> Any:
+        runs.append(program)
+        return bind(program, args, kwargs)
+
+    monkeypatch.setattr(Program, "bind", watched)
+    lowered = lower(half_closed(), "onnx")
+    assert lowered.comparison is not None
+    gated = [one for one in runs if one is lowered._before]
+    assert len(gated) == lowered.comparison.cases
+    assert lowered._before.cache == {}
+
+
+def test_file_is_read_when_the_model_is_asked_for() -> None:
+    lowered = lower(half_closed(), "onnx")
+    assert "model" not in vars(lowered)
+    weights = {tuple(t.dims) for t in lowered.model.graph.initializer}
+    assert {(4, 4), (4, 2)} & weights
+    assert lowered.model is lowered.model
 
 
 def test_graph_with_gate_nodes_is_lowered() -> None:

@@ -1,0 +1,24 @@
+"""The benchmarks by name."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from benchmarks.cells import Benchmark
+
+NAMES = ("limit", "peers", "compile")
+"""Those made of cells: their modules hold a `BENCHMARK`."""
+
+SCRIPTS = {
+    "int8": "What int8 weights cost in accuracy and save in time",
+    "latency_budget": "Whether a latency budget keeps its word",
+    "large_checkpoint": "Time and memory of lowering a checkpoint of gigabytes",
+}
+"""Those that are one program with options of its own."""
+
+
+def benchmark(name: str) -> Benchmark:
+    """The benchmark called `name`, one of `NAMES`."""
+    found = import_module(f"benchmarks.{name}").BENCHMARK
+    assert isinstance(found, Benchmark)
+    return found

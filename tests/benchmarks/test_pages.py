@@ -1,0 +1,165 @@
+"""Tables say what the results say, and the committed ones are made from them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import catalogue, pages
+from benchmarks.cells import Record, Result
+from benchmarks.machine import machine, versions
+from benchmarks.store import write
+
+SECONDS = {
+    "torch.export": 1.0,
+    "torch.onnx.export": 3.0,
+    "capture": 1.5,
+    "analyse": 0.25,
+    "insert": 2.0,
+    "eliminate": 2.5,
+    "export": 4.0,
+    "verify": 0.5,
+    "lower": 8.0,
+}
+
+
+def stages() -> Result:
+    return {
+        "parameters": 20_000_000,
+        "weight_megabytes": 80.0,
+        "seconds": SECONDS,
+        "megabytes": dict.fromkeys(SECONDS, 100.0),
+    }
+
+
+def latency() -> Result:
+    dense = {"parameters": 100, "mac_ratio": 1.0, "milliseconds": 50.0, "ratio": 1.0}
+    shared = {"parameters": 70, "mac_ratio": 0.6, "milliseconds": 33, "ratio": 0.66}
+    fine = {"parameters": 60, "mac_ratio": 0.5, "milliseconds": 45, "ratio": 0.9}
+    fine["promised_mac_ratio"] = 0.61
+    return {
+        "threads": 1,
+        "variants": {"dense": dense, "shared": shared, "finegates": fine},
+        "over": 1.1,
+        "profile": {"dense": {"MatMul": 40.0}, "shared": {"MatMul": 24, "Sum": 2.0}},
+    }
+
+
+RESULTS: dict[str, Any] = {
+    "limit": lambda cell: latency(),
+    "peers": lambda cell: {
+        "fgcompile": {
+            "version": "",
+            "runs": True,
+            "seconds": 12.0,
+            "megabytes": 300.0,
+            "note": "",
+            "difference": 1e-6,
+            "exact": True,
+            "removed": 40,
+            "removable": 40,
+            "latency_ratio": 0.55,
+        }
+    }.get(
+        cell["peer"],
+        {"version": "1.2", "runs": False, "message": "no result after 120 s"},
+    ),
+    "compile": lambda cell: stages() if "model" in cell else stages() | {"groups": 9},
+}
+
+
+def results(folder: Path, name: str) -> list[Record]:
+    """A file of made-up results for every cell."""
+    facts = machine() | {"load_average": [0.1, 0.4]}
+    cells = [cell.parameters for cell in catalogue.benchmark(name).cells(False)]
+    records = [
+        Record(cell, RESULTS[name](cell), "", 1.0, "2026-01-01", facts, versions())
+        for cell in cells
+    ]
+    write(folder / f"{name}.json", records)
+    return records
+
+
+def test_committed_page_and_readme_are_what_the_results_give() -> None:
+    page = pages.PAGE.read_text(encoding="utf-8")
+    assert page == pages.page(), "run python -m benchmarks table"
+    readme = pages.README.read_text(encoding="utf-8")
+    assert readme == pages.with_tables(readme), "run python -m benchmarks table"
+    for found, _ in pages.measured():
+        pictures = re.findall(r"\]\((benchmarks/\w+\.svg)\)", page)
+        assert all((pages.PAGE.parent / picture).exists() for picture in pictures)
+        assert f"<!-- benchmark {found.name} -->" in readme
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        (
+            "limit",
+            "| bert-base | 40 % | 1 x 128 | 1 | 50.00 | 70.0% | 0.600 | 0.660 | 1.100 "
+            "| 0.610 | 0.900 |  |",
+        ),
+        (
+            "peers",
+            "| bert | fgcompile | yes | yes | 1.0e-06 | 100.0% | 12.0 | 300 | 0.550 |",
+        ),
+        (
+            "compile",
+            "| minilm | 20.0 M | 1.00 s, 100 MB | 3.00 s, 100 MB | 1.50 s, 100 MB | "
+            "0.25 s, 100 MB | 2.00 s, 100 MB | 2.50 s, 100 MB | 4.00 s, 100 MB | "
+            "0.50 s, 100 MB | 8.00 s, 100 MB | 2.00 | 1.25 |",
+        ),
+    ],
+)
+def test_page_has_a_row_for_every_cell(name: str, row: str, tmp_path: Path) -> None:
+    records = results(tmp_path, name)
+    page = pages.page(tmp_path)
+    assert row in page
+    assert page.count("\n| ") >= len(records)
+    assert "load average 0.1 to 0.4" in page
+
+
+def test_slow_cells_say_by_operator_why(tmp_path: Path) -> None:
+    results(tmp_path, "limit")
+    assert "MatMul: 40.00 to 24.00 (0.60); Sum: 0.00 to 2.00" in pages.page(tmp_path)
+
+
+def test_peers_that_fail_are_told_with_their_message(tmp_path: Path) -> None:
+    results(tmp_path, "peers")
+    assert "| llama | onnxsim | no result after 120 s |" in pages.page(tmp_path)
+
+
+def test_readme_takes_tables_between_its_comments(tmp_path: Path) -> None:
+    results(tmp_path, "limit")
+    readme = "a\n<!-- benchmark limit -->\nold\n<!-- end limit -->\nb\n"
+    new = pages.with_tables(readme, tmp_path)
+    assert new.startswith("a\n")
+    assert new.endswith("\nb\n")
+    assert "old" not in new
+    assert "| bert-base | 40 % | 70.0% | 0.600 | 0.660 | 1.100 | 0.900 |" in new
+    assert pages.with_tables(new, tmp_path) == new
+
+
+def test_readme_has_a_place_for_every_table() -> None:
+    readme = pages.README.read_text(encoding="utf-8")
+    for name in catalogue.NAMES:
+        assert f"<!-- benchmark {name} -->\n" in readme
+        assert f"<!-- end {name} -->" in readme
+
+
+@pytest.mark.parametrize("name", catalogue.NAMES)
+def test_pictures_are_the_same_for_the_same_numbers(name: str, tmp_path: Path) -> None:
+    records, found = results(tmp_path, name), catalogue.benchmark(name)
+    first = [file.read_bytes() for file in found.plots(records, tmp_path)]
+    assert first == [file.read_bytes() for file in found.plots(records, tmp_path)]
+
+
+@pytest.mark.parametrize("name", catalogue.NAMES)
+def test_cells_have_names_of_their_own(name: str) -> None:
+    for smoke in (False, True):
+        keys = [cell.key for cell in catalogue.benchmark(name).cells(smoke)]
+        assert keys
+        assert len(set(keys)) == len(keys)
