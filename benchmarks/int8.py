@@ -27,7 +27,7 @@ from transformers import AutoTokenizer
 
 from benchmarks.record import read, write
 from examples import glue
-from fgcompile.targets.latency import onnx_latencies
+from fgcompile.targets.latency.files import onnx_latencies
 from fgcompile.targets.quantize import quantize_onnx
 
 RESULT = "int8-sst2"
