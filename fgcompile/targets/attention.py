@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, Node
 
 from fgcompile.rules.registry import arguments
@@ -28,7 +28,7 @@ def split_attention(exported: torch.export.ExportedProgram) -> None:
     zero where a query sees no key.
     """
     graph = exported.graph
-    masks: dict[Node, tuple[Node, Node]] = {}
+    masks: dict[Node | None, tuple[Node | None, Node | None]] = {None: (None, None)}
     for node in graph.find_nodes(
         op="call_function", target=aten.scaled_dot_product_attention.default
     ):
@@ -39,7 +39,7 @@ def split_attention(exported: torch.export.ExportedProgram) -> None:
             mask = parts.get("attn_mask")
             if mask is not None and mask not in masks:
                 masks[mask] = _bias(graph, mask), _sees(graph, mask)
-            result = _products(graph, parts, *masks.get(mask, (None, None)))
+            result = _products(graph, parts, *masks[mask])
         result.meta = {**node.meta, "val": result.meta["val"]}
         node.replace_all_uses_with(result)
         graph.erase_node(node)
@@ -85,7 +85,6 @@ def _call(graph: Graph, target: Callable[..., Any], *args: Any) -> Node:
     """A node with the value that the call has for its operands' values."""
     node = graph.call_function(target, args)
     values = [a.meta["val"] if isinstance(a, Node) else a for a in args]
-    modes = [v.fake_mode for v in values if isinstance(v, Tensor)]
-    with modes[0]:
+    with next(v.fake_mode for v in values if isinstance(v, FakeTensor)):
         node.meta["val"] = target(*values)
     return node
