@@ -11,12 +11,12 @@ stopped. Weights and ONNX files stay in the work folder; `--latency` times the l
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import platform
 import time
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,15 @@ from torch import nn
 
 import fgcompile
 from benchmarks.glue.data import TaskData, bundled_encoder
+from benchmarks.glue.latency import relative
 from benchmarks.glue.plan import Job, plan
+from benchmarks.glue.records import RESULTS, read_records, write_json
 from benchmarks.glue.rows import ROWS, full
+from benchmarks.glue.table import markdown
 from benchmarks.glue.training import Run
 
 logger = logging.getLogger("benchmarks.glue")
 
-RESULTS = Path(__file__).parent.parent / "results" / "glue"
 PACKAGES = ("torch", "transformers", "peft", "onnxruntime")
 
 
@@ -49,6 +51,13 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     # Moments of tokens that no longer occur become denormal, which is slow.
     torch.set_flush_denormal(True)
+    if options.table is not None:
+        page = markdown(read_records(options.results))
+        options.table.write_text(page, encoding="utf-8")
+        return
+    if options.latency:
+        time_files(options)
+        return
     failed = [
         job.name for job in plan(options.tasks, options.rows) if not _done(job, options)
     ]
@@ -68,6 +77,21 @@ def _done(job: Job, options: argparse.Namespace) -> bool:
         logger.exception("%s failed", job.name)
         return False
     return True
+
+
+def time_files(options: argparse.Namespace) -> None:
+    """Puts the latency into every record that lacks it and has its file."""
+    for record in read_records(options.results):
+        if "latency" in record:
+            continue
+        try:
+            found = relative(record, options.work / "models", options.threads)
+        except FileNotFoundError as error:
+            logger.warning("%s: no file %s", record["name"], error)
+            continue
+        file = options.results / f"{record.pop('name')}.json"
+        write_json(file, record | {"latency": found})
+        logger.info("%s: %.2f of dense", file.stem, found["relative"])
 
 
 def train(job: Job, options: argparse.Namespace) -> dict[str, Any]:
@@ -117,21 +141,13 @@ def linear_parameters(model: nn.Module) -> int:
     )
 
 
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Writes `record` so that the file is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
 def _setting() -> dict[str, Any]:
     return {
         "threads": torch.get_num_threads(),
         "dtype": "float32",
         "flush_denormal": True,
         "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
+        **{package: version(package) for package in PACKAGES if find_spec(package)},
     }
 
 
@@ -149,9 +165,14 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tasks", type=names, default=None)
     parser.add_argument("--rows", type=names, default=None)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--latency", action="store_true", help="time what was trained")
+    parser.add_argument("--table", type=Path, default=None, help="page to write")
     parser.add_argument("--max-rows", type=int, default=None, help="to try it out")
     parser.add_argument("--scale", type=float, default=1.0, help="of all epochs")
     options = parser.parse_args(arguments)
+    trains = not (options.latency or options.table)
+    if trains and options.data_dir is None:
+        parser.error("--data-dir is needed to train")
     options.encoder = options.encoder or bundled_encoder()
     return options
 

@@ -1,0 +1,99 @@
+"""The table, from the records alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+from benchmarks.glue.plan import Job, plan
+from benchmarks.glue.rows import ROWS
+from examples.glue import TASKS
+
+TITLES = {
+    "mrpc": "MRPC",
+    "cola": "CoLA",
+    "stsb": "STS-B",
+    "rte": "RTE",
+    "sst2": "SST-2, 12,000 rows",
+}
+NAMES = {
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "matthews": "Matthews",
+    "spearman": "Spearman",
+}
+INTRO = """\
+# The papers' methods on GLUE
+
+all-MiniLM-L6-v2 (six layers of 384, 10,616,832 parameters in the linear layers of its
+encoder), fine-tuned by every method on the same rows and scored on the development set:
+`python -m benchmarks.glue`. This page is written from the records in
+`benchmarks/results/glue` by `python -m benchmarks.glue --table docs/glue.md`.
+
+Metrics are GLUE's, in percent; with several seeds, mean and sample standard deviation.
+*Trained* leaves out pooler and classifier (148 thousand), which every method trains,
+as papers do. *Removed* is what is gone from the linear layers of the encoder in the
+lowered ONNX file, and *latency* is that of the file for one sentence of 128 tokens in
+onnxruntime, relative to the dense file in the same run. How a row is trained is in
+`benchmarks/glue/rows.py`, with its step times in its record.
+"""
+
+
+def markdown(records: Iterable[dict[str, Any]]) -> str:
+    """The page."""
+    by_name = {record["name"]: record for record in records}
+    parts = [INTRO]
+    for task, title in TITLES.items():
+        lines = [
+            _line(row, removed, found)
+            for row, removed in _levels(task)
+            if (found := _found(by_name, task, row, removed))
+        ]
+        if lines:
+            metrics = " / ".join(NAMES[m] for m in TASKS[task].metrics)
+            head = f"| method | {metrics} | trained | removed | latency | seeds |"
+            parts.append("\n".join([f"## {title}\n", head, _RULE, *lines]) + "\n")
+    return "\n".join(parts)
+
+
+_RULE = "| --- | ---: | ---: | ---: | ---: | ---: |"
+
+
+def _levels(task: str) -> list[tuple[str, float]]:
+    """Rows of a task in the order of the table, lighter pruning first."""
+    order = {row: number for number, row in enumerate(ROWS)}
+    levels = {(job.row, job.removed) for job in plan((task,))}
+    return sorted(levels, key=lambda level: (order[level[0]], level[1]))
+
+
+def _found(
+    by_name: dict[str, dict[str, Any]], task: str, row: str, removed: float
+) -> list[dict[str, Any]]:
+    names = [Job(task, row, removed, seed).name for seed in range(10)]
+    return [by_name[name] for name in names if name in by_name]
+
+
+def _line(row: str, removed: float, records: list[dict[str, Any]]) -> str:
+    first = records[0]
+    title = ROWS[row].title + (f", {removed:.0%}" if removed else "")
+    scores = [
+        _spread([record["metrics"][metric] for record in records])
+        for metric in first["metrics"]
+    ]
+    share = statistics.fmean(record["removed_share"] for record in records)
+    gone = "" if share < 0.0005 else f"{share:.1%}"
+    if "counted_removed" in first:
+        gone = f"{gone or '0 %'} ({first['counted_removed']:.1%} counted alone)"
+    timed = [r["latency"]["relative"] for r in records if "latency" in r]
+    latency = f"{statistics.fmean(timed):.2f}" if timed else ""
+    trained = f"{first['trainable']['rest']:,}"
+    cells = (title, " / ".join(scores), trained, gone, latency, str(len(records)))
+    return f"| {' | '.join(cells)} |"
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{100 * statistics.fmean(values):.1f}"
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {100 * statistics.stdev(values):.1f}"

@@ -1,0 +1,293 @@
+"""Loss against removed parameters: a small story-teller under every method.
+
+    python -m benchmarks.stories --model stories260K/hf --ids stories260K_ids.json
+
+The model is a Llama of 260 thousand parameters that writes children's stories; the file
+holds stories as lists of its tokens. Every method trains on the first four fifths of
+them and is scored, in nats a token, on the rest. One record a run stays in
+benchmarks/results/stories.json; a second call does what is missing, and `--plot FILE`
+draws what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+import fgcompile
+from benchmarks.glue.records import write_json
+from fgcompile import Budget, GateConfig, methods
+
+RESULTS = Path(__file__).parent / "results" / "stories.json"
+LEVELS = (0.1, 0.2, 0.3, 0.4)
+"""Fractions of the parameters in heads and hidden channels that are to go."""
+
+LENGTH, BATCH, STEPS = 128, 8, 400
+WEIGHTS_LR, FEW_LR = 5e-4, 5e-3
+"""Where all weights are trained, and where few parameters are."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Token ids: `train` and `test`, both `[rows LENGTH]`."""
+
+    train: Tensor
+    test: Tensor
+
+    @classmethod
+    def read(cls, path: Path) -> Data:
+        """Stories one after another, cut into rows, as the model was trained."""
+        stories = json.loads(path.read_text(encoding="utf-8"))
+        bound = 4 * len(stories) // 5
+        return cls(_rows(stories[:bound]), _rows(stories[bound:]))
+
+
+def _rows(stories: list[list[int]]) -> Tensor:
+    stream = torch.tensor([token for story in stories for token in story])
+    return stream[: len(stream) // LENGTH * LENGTH].view(-1, LENGTH)
+
+
+@dataclass
+class Run:
+    """What a method works with: the dense model, rows, level and seed."""
+
+    dense: Any
+    data: Data
+    level: float
+    seed: int
+    steps: int
+
+    def gated(self, config: GateConfig | None = None, ascent: float = 0.0) -> Any:
+        """The model with shared gates that meet the level half-way."""
+        budget = Budget(params=1 - self.level, steps=self.steps // 2, ascent=ascent)
+        config = replace(config or GateConfig(), budget=budget, seed=self.seed)
+        return fgcompile.insert_gates(copy.deepcopy(self.dense), config=config)
+
+    def fit(self, model: Any, lr: float) -> Any:
+        """Trains what requires gradients."""
+        generator = torch.Generator().manual_seed(self.seed)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr, weight_decay=0.0)
+        decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, self.steps)
+        model.train()
+        for _ in range(self.steps):
+            rows = torch.randint(len(self.data.train), (BATCH,), generator=generator)
+            ids = self.data.train[rows]
+            optimizer.zero_grad()
+            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+            optimizer.step()
+            decay.step()
+        return model.eval()
+
+
+def random_units(run: Run) -> nn.Module:
+    """Random units of every group, nothing is trained."""
+    generator = torch.Generator().manual_seed(run.seed)
+    model = _closable(run)
+    for gate in fgcompile.gates(model).values():
+        order = torch.randperm(gate.size, generator=generator)
+        gate.close(order[: round(run.level * gate.size)])
+    return model
+
+
+def small_units(run: Run) -> nn.Module:
+    """The units of every group whose weights are smallest, nothing is trained."""
+    model = _closable(run)
+    found = {group.name: group for group in fgcompile.analyze(run.dense).groups}
+    for name, gate in fgcompile.gates(model).items():
+        size = torch.zeros(gate.size)
+        for member in found[name].members:
+            weight = run.dense.get_parameter(member.parameter).detach()
+            along = weight.square().transpose(0, member.dim).flatten(1).sum(1)
+            has = member.index >= 0
+            size.index_add_(0, member.index[has], along[has])
+        gate.close(size.argsort()[: round(run.level * gate.size)])
+    return model
+
+
+def frozen(run: Run) -> nn.Module:
+    """Shared gates with a budget; the weights are frozen."""
+    model = run.gated()
+    _only_gates(model)
+    return run.fit(model, FEW_LR)  # type: ignore[no-any-return]
+
+
+def low_rank(run: Run) -> nn.Module:
+    """Shared gates with a budget; the weights adapt by updates of rank 4."""
+    model = methods.insert_low_rank(run.gated(), rank=4)
+    return run.fit(model, FEW_LR)  # type: ignore[no-any-return]
+
+
+def whole(run: Run) -> nn.Module:
+    """Shared gates with a budget, all weights."""
+    return run.fit(run.gated(), WEIGHTS_LR)  # type: ignore[no-any-return]
+
+
+def distilled(run: Run) -> nn.Module:
+    """The same, taught by the dense model."""
+    model = methods.distill(run.gated(), run.dense)
+    return methods.remove_distillation(run.fit(model, WEIGHTS_LR))
+
+
+def cofi(run: Run) -> nn.Module:
+    """Hard-concrete gates under CoFi's Lagrangian, all weights."""
+    model = run.gated(GateConfig(gate="hard_concrete"), ascent=0.1)
+    return run.fit(model, WEIGHTS_LR)  # type: ignore[no-any-return]
+
+
+def published(run: Run) -> nn.Module:
+    """FineGates as published, at the rate of its post-training; frozen weights."""
+    config = GateConfig.paper_finegates_posttrain()
+    config = replace(config, target_sparsity=run.level, seed=run.seed)
+    model = fgcompile.insert_gates(copy.deepcopy(run.dense), config=config)
+    _only_gates(model)
+    return run.fit(model, 1e-2)  # type: ignore[no-any-return]
+
+
+def pst(run: Run) -> nn.Module:
+    """PST with whole units; only its small matrices are trained."""
+    config = methods.PstConfig(
+        steps=run.steps, sparsity=run.level, structured=True, seed=run.seed
+    )
+    model = methods.insert_pst(copy.deepcopy(run.dense), config)
+    return methods.bake_pst(run.fit(model, FEW_LR))
+
+
+METHODS: dict[str, Callable[[Run], nn.Module]] = {
+    "random units": random_units,
+    "smallest weights": small_units,
+    "FineGates as published": published,
+    "shared gates, frozen weights": frozen,
+    "shared gates, low rank": low_rank,
+    "PST, structured": pst,
+    "hard-concrete, CoFi's Lagrangian": cofi,
+    "shared gates, all weights": whole,
+    "shared gates, distilled": distilled,
+}
+
+
+def _closable(run: Run) -> Any:
+    config = GateConfig(objective="none")
+    return fgcompile.insert_gates(copy.deepcopy(run.dense), config=config)
+
+
+def _only_gates(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("fgcompile_gates" in name)
+
+
+@torch.no_grad()
+def loss_of(model: Any, rows: Tensor) -> float:
+    """Mean negative log likelihood [nats a token]."""
+    losses = [
+        float(model(input_ids=part, labels=part, use_cache=False).loss) * len(part)
+        for part in rows.split(BATCH)
+    ]
+    return sum(losses) / len(rows)
+
+
+def record_of(method: str, run: Run) -> dict[str, Any]:
+    """Trains and lowers; what is left, and how good it is."""
+    torch.manual_seed(run.seed)
+    model = METHODS[method](run).eval()
+    lowered = fgcompile.lower(model)
+    before, after = (
+        sum(p.numel() for p in m.parameters()) for m in (run.dense, lowered.model)
+    )
+    return {
+        "method": method,
+        "level": run.level,
+        "seed": run.seed,
+        "steps": run.steps,
+        "loss": loss_of(model, run.data.test),
+        "parameters": {"before": before, "after": after},
+        "removed_share": 1 - after / before,
+        "difference": lowered.comparison.absolute if lowered.comparison else None,
+    }
+
+
+def plot(found: dict[str, Any], path: Path) -> None:
+    """Loss over the removed share of all parameters, one line a method."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    for method in METHODS:
+        runs = [run for run in found["runs"] if run["method"] == method]
+        points = sorted((100 * run["removed_share"], run["loss"]) for run in runs)
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", label=method)
+    axes.axhline(found["dense_loss"], ls=":", color="black", label="dense")
+    axes.set(xlabel="parameters removed [%]", ylabel="loss [nats a token]")
+    axes.legend(fontsize="small")
+    figure.savefig(path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Does what is missing."""
+    options = _options(arguments)
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    found: dict[str, Any] = {"runs": []}
+    if options.results.is_file():
+        found = json.loads(options.results.read_text(encoding="utf-8"))
+    if options.model is not None:
+        _train(found, options)
+    if options.plot is not None:
+        plot(found, options.plot)
+
+
+def _train(found: dict[str, Any], options: argparse.Namespace) -> None:
+    data = Data.read(options.ids)
+    dense = AutoModelForCausalLM.from_pretrained(options.model).eval()
+    found["dense_loss"] = loss_of(dense, data.test)
+    done = {(run["method"], run["level"]) for run in found["runs"]}
+    jobs = [(m, level) for level in options.levels for m in METHODS]
+    for method, level in track([job for job in jobs if job not in done], "train"):
+        run = Run(dense, data, level, 0, options.steps)
+        found["runs"].append(record_of(method, run))
+        write_json(options.results, found)
+        Console().print(f"{method}, {level:.0%}: {found['runs'][-1]['loss']:.3f}")
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.stories",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", type=Path, default=None, help="folder; to train")
+    parser.add_argument("--ids", type=Path, default=None, help="lists of tokens, JSON")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--plot", type=Path, default=None, help="PNG or SVG to write")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument(
+        "--levels",
+        type=lambda text: tuple(float(level) for level in text.split(",")),
+        default=LEVELS,
+    )
+    options = parser.parse_args(arguments)
+    if (options.model is None) != (options.ids is None):
+        parser.error("--model and --ids belong together")
+    return options
+
+
+if __name__ == "__main__":
+    main()

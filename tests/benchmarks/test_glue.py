@@ -1,0 +1,134 @@
+"""The GLUE table: its plan, its page, and one small run of two methods."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from benchmarks.glue.__main__ import main
+from benchmarks.glue.plan import SEEDS, plan
+from benchmarks.glue.records import RESULTS, read_records
+from benchmarks.glue.table import markdown
+
+PAGE = Path(__file__).parents[2] / "docs" / "glue.md"
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    base = {
+        "name": "mrpc-full-s0",
+        "metrics": {"accuracy": 0.8, "f1": 0.9},
+        "trainable": {"rest": 1000, "head": 10},
+        "removed_share": 0.0,
+    }
+    return base | changes
+
+
+def test_every_row_is_planned_for_three_tasks_and_dense_models_come_first() -> None:
+    jobs = plan()
+    assert len({job.name for job in jobs}) == len(jobs)
+    for task in ("mrpc", "cola", "stsb"):
+        assert len({job.row for job in jobs if job.task == task}) == 11
+    dense: set[tuple[str, int]] = set()
+    for job in jobs:
+        if job.row == "full":
+            dense.add((job.task, job.seed))
+        assert job.row != "shared-distilled" or (job.task, job.seed) in dense
+    best = [j for j in jobs if (j.task, j.removed) == ("mrpc", 0.5)]
+    seeds = {j.seed for j in best if j.row == "shared-distilled"}
+    assert seeds == {0, *SEEDS}
+    assert {j.row for j in plan(("sst2",), ("lora", "pst"))} == {"lora"}
+
+
+def test_seeds_become_mean_and_deviation() -> None:
+    page = markdown(
+        [
+            record(),
+            record(name="mrpc-full-s1", metrics={"accuracy": 0.9, "f1": 0.9}),
+            record(
+                name="mrpc-finegates-s0",
+                removed_share=0.123,
+                counted_removed=0.25,
+                latency={"relative": 0.9},
+            ),
+        ]
+    )
+    rows = [line for line in page.splitlines() if line.startswith("| ")][2:]
+    assert rows == [
+        "| full fine-tuning | 85.0 ± 7.1 / 90.0 ± 0.0 | 1,000 |  |  | 2 |",
+        "| FineGates as published | 80.0 / 90.0 | 1,000 "
+        "| 12.3% (25.0% counted alone) | 0.90 | 1 |",
+    ]
+
+
+def test_the_page_is_that_of_the_records() -> None:
+    records = read_records(RESULTS)
+    if not records:
+        pytest.skip(f"no records in {RESULTS}")
+    assert PAGE.read_text(encoding="utf-8") == markdown(records)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_second_call_only_does_what_is_missing(tmp_path: Path) -> None:
+    encoder = write_encoder(tmp_path / "encoder")
+    write_rows(tmp_path / "mrpc")
+    options = ["--data-dir", str(tmp_path), "--encoder", str(encoder)]
+    options += ["--results", str(tmp_path / "results"), "--work", str(tmp_path / "out")]
+    options += ["--tasks", "mrpc", "--rows", "full,shared-distilled"]
+    main(options)
+    results = {r["name"]: r for r in read_records(tmp_path / "results")}
+    assert len(results) == len(plan(("mrpc",), ("full", "shared-distilled")))
+    half = results["mrpc-shared-distilled-50-s0"]
+    assert half["removed_share"] == pytest.approx(0.5, abs=0.03)
+    assert half["metrics"] == pytest.approx(half["metrics_onnxruntime"])
+    assert half["stages"][1]["parameters"] < half["stages"][0]["parameters"]
+
+    kept = tmp_path / "results" / "mrpc-full-s0.json"
+    kept.write_text(json.dumps(results["mrpc-full-s0"] | {"seconds": -1.0}))
+    gone = tmp_path / "results" / "mrpc-shared-distilled-50-s0.json"
+    gone.unlink()
+    main(options)
+    assert json.loads(kept.read_text())["seconds"] == -1.0
+    again = json.loads(gone.read_text())
+    assert again["metrics"] == half["metrics"]
+    assert again["stages"][1]["loss"] == half["stages"][1]["loss"]
+
+    main([*options, "--latency"])
+    assert json.loads(gone.read_text())["latency"]["relative"] > 0
+    main([*options, "--table", str(tmp_path / "page.md")])
+    assert "| shared gates, distilled, 50% |" in (tmp_path / "page.md").read_text()
+
+
+WORDS = ("red", "green", "blue", "one", "two", "three", "is", "not")
+
+
+def write_encoder(folder: Path) -> Path:
+    """A random BERT and a tokenizer of eight words."""
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    vocabulary = {word: i for i, word in enumerate(special + WORDS)}
+    transformers.BertTokenizer(vocab=vocabulary).save_pretrained(folder)
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=32,
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def write_rows(folder: Path) -> None:
+    """32 pairs; "not" decides the label."""
+    folder.mkdir()
+    lines = ["sentence1\tsentence2\tlabel"]
+    for i in range(32):
+        first, second = WORDS[i % 3], WORDS[3 + i % 3]
+        lines.append(f"{first} is {second}\tis {'not ' * (i % 2)}{second}\t{i % 2}")
+    for split in ("train", "dev"):
+        (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,58 @@
+"""The benchmarks of the methods run, on models that are tiny."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from benchmarks import stories, training_cost
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    config = transformers.LlamaConfig(
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_every_method_tells_stories(llama: Path, tmp_path: Path) -> None:
+    ids = tmp_path / "ids.json"
+    ids.write_text(json.dumps(torch.randint(0, 32, (10, 300)).tolist()))
+    results, drawn = tmp_path / "results.json", tmp_path / "plot.svg"
+    options = ["--steps", "6", "--levels", "0.5", "--results", str(results)]
+    stories.main([*options, "--model", str(llama), "--ids", str(ids)])
+    found = json.loads(results.read_text())
+    assert {run["method"] for run in found["runs"]} == set(stories.METHODS)
+    for run in found["runs"]:
+        assert run["difference"] < 1e-4
+        assert run["loss"] == pytest.approx(found["dense_loss"], abs=1.0)
+        met = run["method"] == "FineGates as published"  # has no budget to meet
+        assert met or run["removed_share"] > 0.3
+    stories.main([*options, "--plot", str(drawn)])
+    assert drawn.read_text().count("<svg") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_every_row_of_the_training_cost_is_measured(tmp_path: Path) -> None:
+    file = tmp_path / "cost.json"
+    training_cost.main(["--small", "--seconds", "0", "--json", str(file)])
+    rows = {row["row"]: row for row in json.loads(file.read_text())}
+    assert list(rows) == list(training_cost.ROWS)
+    plain, gated = rows["all weights"], rows["all weights, gates"]
+    assert gated["trained"] == plain["trained"] + 2 * 12 + 2 * 64
+    ratio = gated["step_ms"] / plain["step_ms"]
+    assert gated["over_same_without_gates"] == pytest.approx(ratio)
