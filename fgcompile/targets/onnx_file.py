@@ -52,7 +52,7 @@ def _is_plain(tensor: Any) -> bool:
 def _without_data(tensor: Any) -> Any:
     import onnx_ir
 
-    class Header(onnx_ir.Tensor):
+    class Header(onnx_ir.Tensor[Any]):
         def tobytes(self) -> bytes:
             return b""
 
