@@ -10,9 +10,13 @@ NAMES = ("limit", "peers", "compile")
 """Those made of cells: their modules hold a `BENCHMARK`."""
 
 SCRIPTS = {
+    "glue": "The methods of the papers on GLUE: accuracy against size",
     "int8": "What int8 weights cost in accuracy and save in time",
     "latency_budget": "Whether a latency budget keeps its word",
     "large_checkpoint": "Time and memory of lowering a checkpoint of gigabytes",
+    "runtimes": "Latency of MiniLM in three runtimes, beside the ratio of MACs",
+    "stories": "Loss against removed parameters, for every method",
+    "training_cost": "Time and memory of a training step, method by method",
 }
 """Those that are one program with options of its own."""
 
