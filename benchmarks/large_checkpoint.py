@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -54,7 +54,7 @@ def main(
         killed = _kill_half_way(command, work) if kill else None
         start = time.perf_counter()
         peak = _peak(command)
-        result = {
+        result: dict[str, Any] = {
             "checkpoint_gb": round(_size(work / "dense") / 1e9, 2),
             "lowered_gb": round(_size(work / "small") / 1e9, 2),
             "largest_tensor_gb": round(largest / 1e9, 3),
@@ -69,7 +69,7 @@ def main(
 
 
 def _config(gigabytes: float) -> LlamaConfig:
-    shape = {
+    shape: dict[str, Any] = {
         "hidden_size": 2048,
         "intermediate_size": 8192,
         "num_attention_heads": 32,

@@ -16,7 +16,7 @@ from transformers import (
     ViTModel,
 )
 
-_LLAMA_1B = {
+_LLAMA_1B: dict[str, Any] = {
     "hidden_size": 2048,
     "num_hidden_layers": 16,
     "num_attention_heads": 32,
@@ -28,7 +28,7 @@ _LLAMA_1B = {
     "max_position_embeddings": 2048,
     "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
 }
-_TINY = {
+_TINY: dict[str, Any] = {
     "hidden_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,

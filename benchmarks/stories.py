@@ -124,18 +124,18 @@ def frozen(run: Run) -> nn.Module:
     """Shared gates with a budget; the weights are frozen."""
     model = run.gated()
     _only_gates(model)
-    return run.fit(model, FEW_LR)  # type: ignore[no-any-return]
+    return run.fit(model, FEW_LR)
 
 
 def low_rank(run: Run) -> nn.Module:
     """Shared gates with a budget; the weights adapt by updates of rank 4."""
     model = methods.insert_low_rank(run.gated(), rank=4)
-    return run.fit(model, FEW_LR)  # type: ignore[no-any-return]
+    return run.fit(model, FEW_LR)
 
 
 def whole(run: Run) -> nn.Module:
     """Shared gates with a budget, all weights."""
-    return run.fit(run.gated(), WEIGHTS_LR)  # type: ignore[no-any-return]
+    return run.fit(run.gated(), WEIGHTS_LR)
 
 
 def distilled(run: Run) -> nn.Module:
@@ -147,7 +147,7 @@ def distilled(run: Run) -> nn.Module:
 def cofi(run: Run) -> nn.Module:
     """Hard-concrete gates under CoFi's Lagrangian, all weights."""
     model = run.gated(GateConfig(gate="hard_concrete"), ascent=0.1)
-    return run.fit(model, WEIGHTS_LR)  # type: ignore[no-any-return]
+    return run.fit(model, WEIGHTS_LR)
 
 
 def published(run: Run) -> nn.Module:
@@ -156,7 +156,7 @@ def published(run: Run) -> nn.Module:
     config = replace(config, target_sparsity=run.level, seed=run.seed)
     model = fgcompile.insert_gates(copy.deepcopy(run.dense), config=config)
     _only_gates(model)
-    return run.fit(model, 1e-2)  # type: ignore[no-any-return]
+    return run.fit(model, 1e-2)
 
 
 def pst(run: Run) -> nn.Module:

@@ -36,7 +36,7 @@ from fgcompile.targets.timing import median_times
 
 HEAD = ("classifier", "pooler")
 STEPS = 5
-SMALL = {
+SMALL: dict[str, Any] = {
     "hidden_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 12,

@@ -61,9 +61,6 @@ class Lowered:
     """A smaller model that computes what the gated one does.
 
     Attributes:
-        model: A GraphModule ("fx"), an nn.Module of the original class ("module"), an
-            ONNX ModelProto ("onnx"; for files with external data, its path), or an
-            openvino.Model ("openvino").
         target: What it was lowered to.
         program: The lowered program; its parameters are the smaller ones.
         comparison: What verification saw, None if it was switched off; with int8
@@ -82,7 +79,12 @@ class Lowered:
 
     @cached_property
     def model(self) -> Any:
-        """See above; a file is read when this is first asked for."""
+        """What was made; a file is read when this is first asked for.
+
+        A GraphModule ("fx"), an nn.Module of the original class ("module"), an ONNX
+        ModelProto ("onnx"; for files with external data, its path), or an
+        openvino.Model ("openvino").
+        """
         return self._read()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -195,12 +195,14 @@ def test_file_in_place_of_the_folder(
     file.write_text("mine")
     assert refused(ExportError, lambda: lower(gated(), target, file)) == (
         f"cannot write to {file}: File exists\n"
-        "  Nothing was changed there. Choose a folder that you may write to."
+        "  Nothing was changed there. Choose a folder that you may write to, "
+        "with room for the model."
     )
     below = file / "deeper"
     assert refused(ExportError, lambda: lower(gated(), target, below)) == (
         f"cannot write to {below}: Not a directory\n"
-        "  Nothing was changed there. Choose a folder that you may write to."
+        "  Nothing was changed there. Choose a folder that you may write to, "
+        "with room for the model."
     )
     assert file.read_text() == "mine"
     assert not listing(scratch)
@@ -217,7 +219,8 @@ def test_folder_that_may_not_be_written(
     target = tmp_path / "new" / "folder"
     assert refused(ExportError, lambda: lowered.save(target)) == (
         f"cannot write to {target}: Permission denied\n"
-        "  Nothing was changed there. Choose a folder that you may write to."
+        "  Nothing was changed there. Choose a folder that you may write to, "
+        "with room for the model."
     )
     assert list(tmp_path.iterdir()) == [scratch]
 
@@ -287,7 +290,8 @@ def test_earlier_file_survives_a_failure_of_the_disk(
     monkeypatch.setattr(f"fgcompile.{what}", full)
     assert refused(ExportError, lambda: again.save(tmp_path)) == (
         f"cannot write to {tmp_path}: No space left on device\n"
-        "  Nothing was changed there. Choose a folder that you may write to."
+        "  Nothing was changed there. Choose a folder that you may write to, "
+        "with room for the model."
     )
     assert listing(tmp_path) == before
     refused(ExportError, lambda: again.save(tmp_path / "new"))

@@ -114,9 +114,9 @@ def bench(
     are medians, ratios are to the first. Predictions are those of the budget; where
     they are off by more than a few percent, something disturbed the machine: --fresh.
 
-    One model: fgcompile bench my-model/ --length 64 --threads 2
+    Example: fgcompile bench my-model/ --length 64 --threads 2
 
-    Several: fgcompile bench dense.onnx small.onnx --format json
+    Several models: fgcompile bench dense.onnx small.onnx --format json
     """
     shares = _shares(keep)
     made = len(models) == 1 and not models[0].endswith(".onnx")

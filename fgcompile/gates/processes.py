@@ -34,9 +34,7 @@ def average_after_backward(
     """
     if several() and value.requires_grad:
         engine = Variable._execution_engine
-        value.register_hook(
-            lambda _: engine.queue_callback(lambda: _average(parts()))  # type: ignore[func-returns-value]
-        )
+        value.register_hook(lambda _: engine.queue_callback(lambda: _average(parts())))
 
 
 def several() -> bool:

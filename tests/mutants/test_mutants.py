@@ -26,7 +26,7 @@ def _marked(mutant: Mutant) -> object:
     return pytest.param(mutant, id=str(mutant), marks=marks)
 
 
-@pytest.mark.parametrize("mutant", map(_marked, MUTANTS))
+@pytest.mark.parametrize("mutant", [*map(_marked, MUTANTS)])
 def test_mutant_is_noticed_before_anything_is_written(mutant: Mutant) -> None:
     outcome = run(mutant)
     assert outcome.damage, "it changes nothing, so that it proves nothing"
