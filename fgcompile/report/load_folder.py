@@ -112,7 +112,7 @@ def read_safetensors(file: Path) -> list[Parameter]:
             or begin < start
             or end > size
         ):
-            raise _damaged(file, f'tensor "{name}" lies outside the file')
+            raise _damaged(file, f'tensor "{name}" does not fit its bytes')
         if end - begin != math.prod(shape) * np.dtype(code).itemsize:
             raise _damaged(file, f'tensor "{name}" does not fit its bytes')
         read = partial(_map, file, np.dtype(code), begin, shape)
