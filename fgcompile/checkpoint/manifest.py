@@ -79,16 +79,16 @@ class Manifest:
         Raises:
             FormatError: If a weight file is missing, outside the folder, or differs.
         """
-        whole = (folder / "model.safetensors").exists()
-        read = ["model.safetensors"] if whole else shards_of(folder)
-        if not read or any(name not in self.files for name in read):
-            raise _damaged(folder, f"{MANIFEST} does not name the weights beside it")
         for name, digest in self.files.items():
             file = folder / name
             if Path(name).name != name or not file.is_file():
                 raise _damaged(folder, f"weight file {name!r} is missing")
             if sha256(file) != digest:
                 raise _damaged(file, "it is not the file that the manifest names")
+        whole = (folder / "model.safetensors").exists()
+        read = ["model.safetensors"] if whole else shards_of(folder)
+        if not read or any(name not in self.files for name in read):
+            raise _damaged(folder, f"{MANIFEST} does not name the weights beside it")
 
 
 def sha256(file: Path) -> str:

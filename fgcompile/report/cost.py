@@ -7,6 +7,7 @@ with weights and of attention count; pointwise work does not.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from fgcompile.report.roles import is_convolution, is_matmul
@@ -34,9 +35,9 @@ _ATTENTION = {
     "com.microsoft::MultiHeadAttention",
     "com.microsoft::GroupQueryAttention",
 }
-
-
 _UNCOUNTED = {"LSTM", "GRU", "RNN", "aten.lstm", "aten.gru", "com.microsoft::Attention"}
+_MOST_READ = 3
+_DEPTH = re.compile(r"\d{1,18}")
 
 
 def count_macs(summary: ModelSummary) -> int | None:
@@ -50,6 +51,7 @@ def count_macs(summary: ModelSummary) -> int | None:
 def node_macs(node: Node, summary: ModelSummary) -> int | None:
     """MACs [count] of one node; 0 for pointwise work, None where not known."""
     shapes = [operand_shape(operand, summary) for operand in node.operands]
+    shapes += [None] * (_MOST_READ - len(shapes))  # a damaged file may lack operands
     result = node.sizes[0] if node.sizes else None
     if node.op in _UNCOUNTED:
         return None
@@ -57,7 +59,8 @@ def node_macs(node: Node, summary: ModelSummary) -> int | None:
         transposed = "transpose" in node.op.lower()
         return _convolution(shapes[1], shapes[0] if transposed else result)
     if node.op == "com.microsoft::MatMulNBits" and result is not None:
-        return math.prod(result) * int(dict(node.attributes)["K"])
+        depth = dict(node.attributes).get("K", "")
+        return math.prod(result) * int(depth) if _DEPTH.fullmatch(depth) else None
     if node.op in _ATTENTION:
         return _attention(shapes[:3])
     if node.op in _WEIGHTED:
@@ -104,8 +107,11 @@ def _attention(operands: Sequence[Shape | None]) -> int | None:
     if len(operands) < 3 or not all(operands):
         return None
     query, key, value = (shape for shape in operands if shape)
+    if min(map(len, (query, key, value))) < 2 or not key[-2]:
+        return None
     length = key[-2]
-    heads = query[1] // max(value[1], 1) if len(query) == 4 else 1
+    four = len(query) == len(value) == 4
+    heads = query[1] // max(value[1], 1) if four else 1
     per_row = math.prod(value) // length * heads
     return math.prod(query) * length + query[-2] * length * per_row
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fgcompile.errors import FormatError
+from fgcompile.report.onnx_tensors import is_array_shape
 from fgcompile.report.summary import ModelSummary, Parameter
 
 _DTYPES = {
@@ -30,7 +31,6 @@ _DTYPES = {
     "F8_E4M3": ("float8_e4m3fn", "u1"),
     "F8_E5M2": ("float8_e5m2", "u1"),
 }
-_MAX_RANK = 64  # of arrays in numpy
 _WRONG_TYPE = (AttributeError, KeyError, TypeError)
 NO_GRAPH = "only parameters were compared: a folder of weights holds no graph"
 
@@ -106,14 +106,8 @@ def read_safetensors(file: Path) -> list[Parameter]:
             begin, end = (start + int(n) for n in entry["data_offsets"])
         except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise _damaged(file, f'entry "{name}" is malformed') from error
-        if (
-            len(shape) > _MAX_RANK
-            or min(shape, default=0) < 0
-            or begin < start
-            or end > size
-        ):
-            raise _damaged(file, f'tensor "{name}" lies outside the file')
-        if end - begin != math.prod(shape) * np.dtype(code).itemsize:
+        inside = is_array_shape(shape) and start <= begin and end <= size
+        if not inside or end - begin != math.prod(shape) * np.dtype(code).itemsize:
             raise _damaged(file, f'tensor "{name}" does not fit its bytes')
         read = partial(_map, file, np.dtype(code), begin, shape)
         trained = dtype.startswith(("float", "bfloat")) and bool(shape)

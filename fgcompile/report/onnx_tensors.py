@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-MAX_RANK = 64
-"""Dims that an array may have, as numpy counts them."""
+_MAX_RANK = 64
+_MAX_SIZE = 1 << 56
+"""What numpy counts with: dims, and elements if empty dims counted as one."""
 
 # A folder in which external data is not looked for: its values stay unknown.
 NO_DATA = Path()
@@ -59,6 +60,13 @@ def is_external(tensor: onnx.TensorProto) -> bool:
     return tensor.data_location == onnx.TensorProto.EXTERNAL
 
 
+def is_array_shape(shape: tuple[int, ...]) -> bool:
+    """Whether an array can have this shape, on however large a machine."""
+    if len(shape) > _MAX_RANK or any(size < 0 for size in shape):
+        return False
+    return math.prod(max(size, 1) for size in shape) < _MAX_SIZE
+
+
 def stored_tensor(tensor: onnx.TensorProto, folder: Path | None) -> Parameter:
     """A parameter whose values are read when asked for.
 
@@ -66,7 +74,7 @@ def stored_tensor(tensor: onnx.TensorProto, folder: Path | None) -> Parameter:
         FormatError: If external data is missing, too short, or outside `folder`.
     """
     shape = tuple(tensor.dims)
-    if any(size < 0 for size in shape) or len(shape) > MAX_RANK:
+    if not is_array_shape(shape):
         raise _damaged(tensor)
     size_bytes = -(-math.prod(shape) * _bits(tensor.data_type) // 8)
     read: Callable[[], Array] | None

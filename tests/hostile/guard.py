@@ -78,6 +78,8 @@ class Guard:
         if not isinstance(path, str | bytes):
             return ""
         name = os.path.realpath(os.fsdecode(path))
+        if mode is None and os.path.isdir(name):
+            return ""  # a folder is listed, perhaps one below another than the current
         if name.startswith(self._outside):
             return f"opened {path!r}"
         if name.startswith(_PRIVATE) and not name.startswith((*_HARMLESS, *_PYTHON)):

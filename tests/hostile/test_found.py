@@ -113,7 +113,12 @@ def test_external_data_that_no_file_can_hold_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("dims", "dtype"), [([1] * 500, TensorProto.FLOAT), ([1], TensorProto.STRING)]
+    ("dims", "dtype"),
+    [
+        ([1] * 500, TensorProto.FLOAT),
+        ([0, 2**62], TensorProto.FLOAT),
+        ([1], TensorProto.STRING),
+    ],
 )
 def test_external_data_that_no_array_can_hold_is_refused(
     tmp_path: Path, dims: list[int], dtype: int
@@ -151,6 +156,23 @@ def test_an_attribute_without_a_value_is_refused() -> None:
     node.attribute.add(name="odd", ref_attr_name="of_a_function")
     with pytest.raises(FormatError, match='attribute "odd"'):
         diff(graph([node]), graph([node]))
+
+
+@pytest.mark.parametrize(
+    ("op", "domain", "operands"),
+    [
+        ("Gemm", "", []),
+        ("Conv", "", ["x"]),
+        ("MatMul", "", []),
+        ("Attention", "", ["x", "x", "x"]),
+        ("MatMulNBits", "com.microsoft", ["x"]),
+    ],
+)
+def test_an_operator_that_lacks_what_it_reads_costs_nothing_known(
+    op: str, domain: str, operands: list[str]
+) -> None:
+    node = helper.make_node(op, operands, ["y"], domain=domain)
+    assert diff(graph([node]), graph([node])).verdict.macs.after is None
 
 
 def safetensors(header: Any) -> bytes:

@@ -124,6 +124,19 @@ def test_changed_reads_external_data_of_the_base_commit(repository, capsys):
     assert "24 -> 2" in capsys.readouterr().out
 
 
+def test_changed_follows_no_name_that_no_file_has(repository, capsys):
+    model = Encoder().build()
+    tensor = model.graph.initializer[0]
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", "a\x00b"
+    Path("model.onnx").write_bytes(model.SerializeToString())
+    git("commit", "-qam", "odd")
+    onnx.save(Encoder().build(), "model.onnx")
+    assert main(["changed", "HEAD"]) == 1
+    assert "cannot be found" in capsys.readouterr().err
+
+
 def test_changed_without_a_change_says_so(repository, capsys):
     git("checkout", "-q", "--", "model.onnx")
     assert main(["changed", "HEAD", "--exit-code"]) == 0
