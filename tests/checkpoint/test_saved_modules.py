@@ -231,7 +231,7 @@ def _strange_attribute(folder: Path) -> None:
         (_unknown_version, "schema version 99"),
         (_cut_manifest, "cannot read"),
         (_no_manifest, "holds no fgcompile.json"),
-        (_escaping, "does not name the weights beside it"),
+        (_escaping, "is missing"),
         (_strange_attribute, "does not fit Mlp"),
     ],
 )
