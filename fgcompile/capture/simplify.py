@@ -10,11 +10,14 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import GraphModule, Node
+
+from fgcompile.capture import layer_norms
 
 aten = torch.ops.aten
 
@@ -150,6 +153,24 @@ def _glu(node: Node) -> bool:
     return True
 
 
+def _product(node: Node) -> bool:
+    """Once a value is that value (`1 / x` is traced so); a layer norm may end here."""
+    source, factor = node.args[:2]
+    once = not isinstance(factor, Node) and factor == 1
+    if (
+        once
+        and isinstance(source, Node)
+        and _tensor(source).dtype == _tensor(node).dtype
+    ):
+        node.replace_all_uses_with(source)
+        return True
+    return _quotient(node)
+
+
+def _quotient(node: Node) -> bool:
+    return layer_norms.one_operator(node, partial(_call, node))
+
+
 def _call(like: Node, target: Any, *args: Any) -> Node:
     """A node at the insertion point, from the same place as `like`."""
     node = like.graph.call_function(target, args)
@@ -174,4 +195,6 @@ _REWRITES: dict[Any, Callable[[Node], bool]] = {
     aten.slice_scatter.default: _slice_scatter,
     aten.copy.default: _copy,
     aten.glu.default: _glu,
+    aten.mul.Tensor: _product,
+    aten.div.Tensor: _quotient,
 }

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from fgcompile.passes.canonicalize import canonicalize
+from fgcompile.passes.eliminate_dead_dims import eliminate_dead_dims
 from fgcompile.printer import show
 from fgcompile.program import Program
-from tests.passes.check import check_pass, check_unchanged, program_of
+from tests.passes.check import check_pass, check_unchanged, program_of, shapes
 
 X = torch.linspace(-1, 1, 8).view(2, 4)
 
@@ -159,3 +160,71 @@ def test_slices_that_are_no_whole_stay(function: Callable[..., Tensor]) -> None:
     canonicalize(program)
     assert "slice_scatter" in show(program)
     assert torch.equal(program.graph_module(A, B), function(A, B))
+
+
+def _power(x: Tensor, dim: int) -> Tensor:
+    mean = x.mean(dim, keepdim=True)
+    variance = (x - mean).pow(2).mean(dim, keepdim=True)
+    return (x - mean) * (variance + 1e-5).rsqrt()
+
+
+def _root(x: Tensor, dim: int) -> Tensor:
+    centred = x - x.mean(dim, keepdim=True)
+    variance = (centred * centred).mean(dim, keepdim=True)
+    return centred / torch.sqrt(variance + 1e-5)
+
+
+def _exponent(x: Tensor, dim: int) -> Tensor:
+    variance = x.var(dim, unbiased=False, keepdim=True)
+    return (variance + 1e-5) ** -0.5 * (x - x.mean(dim, keepdim=True))
+
+
+def _reciprocal(x: Tensor, dim: int) -> Tensor:
+    variance = x.var(dim, correction=0, keepdim=True)
+    return (x - x.mean(dim, keepdim=True)) * (1 / torch.sqrt(variance + 1e-5))
+
+
+class Written(nn.Module):
+    """A stream of six units, normalised along `dim` and read by one layer."""
+
+    def __init__(self, norm: Callable[[Tensor, int], Tensor], dim: int) -> None:
+        super().__init__()
+        self.norm, self.dim = norm, dim
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.weight = nn.Parameter(torch.rand(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        stream = self.first(x).transpose(-1, self.dim)
+        normed = self.norm(stream, self.dim).transpose(-1, self.dim)
+        return self.last(self.weight * normed)
+
+
+@pytest.mark.parametrize("dim", [-1, 1])
+@pytest.mark.parametrize("norm", [_power, _root, _exponent, _reciprocal])
+def test_a_written_layer_norm_is_one_operator_and_shrinks(
+    norm: Callable[[Tensor, int], Tensor], dim: int
+) -> None:
+    model, x = Written(norm, dim), torch.randn(2, 5, 4)
+    for parameter in (model.first.weight, model.first.bias, model.weight):
+        parameter.data[[1, 4]] = 0
+    program = program_of(model, x)
+    assert "layer_norm" in show(program)
+    lowered = program.copy()
+    assert eliminate_dead_dims(lowered)
+    assert shapes(lowered)["first.weight"] == [4, 4]
+    torch.testing.assert_close(lowered(x.double()), model(x.double()))
+
+
+def _unbiased(x: Tensor, dim: int) -> Tensor:
+    variance = x.var(dim, keepdim=True)
+    return (x - x.mean(dim, keepdim=True)) * (variance + 1e-5).rsqrt()
+
+
+def _of_something_else(x: Tensor, dim: int) -> Tensor:
+    variance = x.var(dim, unbiased=False, keepdim=True)
+    return (x - (x + 1).mean(dim, keepdim=True)) * (variance + 1e-5).rsqrt()
+
+
+@pytest.mark.parametrize("norm", [_unbiased, _of_something_else])
+def test_what_is_no_layer_norm_stays(norm: Callable[[Tensor, int], Tensor]) -> None:
+    assert "layer_norm" not in show(program_of(Written(norm, -1), torch.randn(2, 5, 4)))
