@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,7 +124,9 @@ def _finish(builder: Builder) -> None:
     builder.op, builder.choices = "head", []
     last = len(builder.runs[0]) - 1
     if builder.shape(last)[-1:] not in ((), (None,)) and len(builder.marked) < 2:
-        last = builder.add(nn.Linear(builder.last(last), 3), last)
+        # Of numbers that are infinite, or all alike, no head makes better ones.
+        with suppress(DoesNotFitError):
+            last = builder.add(nn.Linear(builder.last(last), 3), last)
     builder.model.outputs = list(dict.fromkeys([*builder.marked, last]))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from fgcompile.errors import FormatError
 
 INDEX = "model.safetensors.index.json"
-SHARD_BYTES = 1 << 29
+SHARD_BYTES = 1 << 28
 
 
 class Checkpoint:
@@ -58,11 +58,11 @@ class Checkpoint:
 
 
 def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Writes tensors into files of about half a gigabyte, with an index if several.
+    """Writes tensors into files of about a quarter of a gigabyte, with an index if several.
 
     Args:
         folder: Where the files go.
-        tensors: Consumed one by one; at most a file's worth is held.
+        tensors: Consumed one by one; at most a file's worth is held, and again while it is written.
     """
     names: list[list[str]] = []
     size = 0
