@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fgcompile.analysis.coupling import Analysis
 from fgcompile.compiler import analyze
-from fgcompile.errors import FgcompileError
+from fgcompile.errors import FgcompileError, GateError
 from fgcompile.gates import GateConfig, gates
 from fgcompile.gates.attach import attach
 from fgcompile.gates.independent import specs_for
@@ -36,7 +36,7 @@ class Closing:
 
     Attributes:
         kind: Of the gates; `ALL` if there were gates of every kind.
-        groups: Number of gates.
+        groups: Number of gates; 0 if there is no place for any, which `notes` explain.
         before: Parameters [count] of the dense model.
         after: Parameters [count] of the lowered one.
         expected: Parameters [count] if every closed unit went.
@@ -109,8 +109,9 @@ def close_and_lower(
     whole = Counter(g.pinned.text for g in analysis.groups if g.pinned is not None)
     present = tuple(kind for kind in kinds if free[kind])
     closings = [_close(entry, analysis, (kind,), False, seed) for kind in present]
-    if onnx and present:
-        closings.append(_close(entry, analysis, present, True, seed + 1))
+    gated = tuple(closing.kind for closing in closings if closing.groups)
+    if onnx and gated:
+        closings.append(_close(entry, analysis, gated, True, seed + 1))
     seconds = time.perf_counter() - start
     return Result(entry.name, dict(free), dict(whole), tuple(closings), seconds)
 
@@ -127,7 +128,10 @@ def _close(
     model, label = entry.build(), ALL if onnx else kinds[0]
     try:
         config = GateConfig(kinds=kinds, gate="plain")
-        specs = specs_for(analysis, config, model)
+        try:
+            specs = specs_for(analysis, config, model)
+        except GateError as error:
+            return Closing(label, notes=tuple(_reasons(error)))
         attach(model, specs, config, model_macs=float(analysis.macs))
         closed = close_at_random(model, seed)
         lowered, verdict = _lower(entry, model, onnx)
@@ -144,6 +148,12 @@ def _close(
         verdict,
         _notes(lowered, analysis, closed),
     )
+
+
+def _reasons(error: GateError) -> list[str]:
+    """One line for each group that has no place for a gate."""
+    lines = str(error).splitlines()[1:-1]
+    return [f"no gate: {line.strip()}" for line in lines]
 
 
 def close_at_random(model: nn.Module, seed: int) -> dict[str, Tensor]:

@@ -35,6 +35,8 @@ def line(result: Result) -> str:
 def _cell(closing: Closing) -> str:
     if closing.error:
         return f"{closing.kind} FAILED {closing.error}"
+    if not closing.groups:
+        return f"{closing.kind} no gate"
     onnx = "" if closing.onnx == "-" else f" onnx {closing.onnx}"
     return f"{closing.kind} {closing.share:.0%} ({closing.difference:.0e}){onnx}"
 
@@ -67,6 +69,8 @@ def markdown(results: Iterable[Result]) -> str:
 def _row(result: Result, closing: Closing) -> str:
     if closing.error:
         return f"| {result.name} | {closing.kind} | | {closing.error} | | | |"
+    if not closing.groups:
+        return f"| {result.name} | {closing.kind} | 0 | no gate | | | |"
     return (
         f"| {result.name} | {closing.kind} | {closing.groups} | equal | "
         f"{closing.onnx} | {closing.before:,} -> {closing.after:,} | "

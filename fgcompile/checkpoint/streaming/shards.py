@@ -58,11 +58,11 @@ class Checkpoint:
 
 
 def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Writes tensors into files of about a quarter of a gigabyte, with an index if several.
+    """Writes tensors into files of about 256 MiB, with an index if several.
 
     Args:
         folder: Where the files go.
-        tensors: Consumed one by one; at most a file's worth is held, and again while it is written.
+        tensors: Consumed one by one; a file's worth is held, twice while it is written.
     """
     names: list[list[str]] = []
     size = 0
