@@ -231,6 +231,23 @@ def source_line(node: Node) -> str:
     return ""
 
 
+def arguments(node: Node) -> dict[str, Any]:
+    """The node's arguments by the names of its operator's schema.
+
+    Optional arguments that were not given have their default.
+    """
+    schema = node.target._schema  # type: ignore[union-attr]
+    values = {}
+    for position, argument in enumerate(schema.arguments):
+        if position < len(node.args):
+            values[argument.name] = node.args[position]
+        elif argument.name in node.kwargs:
+            values[argument.name] = node.kwargs[argument.name]
+        else:
+            values[argument.name] = argument.default_value
+    return values
+
+
 def without_repeats(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor`, with size 1 along every dim whose entries share one place in memory.
 

@@ -17,8 +17,7 @@ from fgcompile.analysis.known import known_facts
 from fgcompile.analysis.steps import Align, Flow
 from fgcompile.passes.shrinkage import call
 from fgcompile.passes.weights import weight_use
-from fgcompile.program import Program
-from fgcompile.rules.registry import arguments
+from fgcompile.program import Program, arguments
 from fgcompile.rules.shapes import tensor_of
 
 aten = torch.ops.aten

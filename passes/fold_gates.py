@@ -13,9 +13,9 @@ from torch.fx import Node
 
 from fgcompile.passes.shrinkage import call, new_buffer
 from fgcompile.passes.weights import WeightUse, reads, replace_tensor, weight_use
-from fgcompile.program import Program
+from fgcompile.program import Program, arguments
 from fgcompile.rules.movement import is_movement
-from fgcompile.rules.registry import arguments, operand
+from fgcompile.rules.registry import operand
 from fgcompile.rules.shapes import tensor_of
 
 aten = torch.ops.aten

@@ -17,8 +17,7 @@ from fgcompile.analysis.known import known_facts
 from fgcompile.analysis.steps import Align, Array, Flow
 from fgcompile.passes.fold_constants import new_parameter
 from fgcompile.passes.weights import WeightUse, reads, replace_tensor, weight_use
-from fgcompile.program import Program
-from fgcompile.rules.registry import arguments
+from fgcompile.program import Program, arguments
 
 
 def propagate_constants(program: Program, new_biases: bool = True) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch.fx import Node
 
 from fgcompile.passes.shrinkage import Shrinkage
-from fgcompile.rules.registry import arguments
+from fgcompile.program import arguments
 from fgcompile.rules.shapes import tensor_of
 
 aten = torch.ops.aten

@@ -15,7 +15,8 @@ import torch
 from torch.fx import Node
 
 from fgcompile.passes.shrinkage import Shrinkage, new_buffer, scaled
-from fgcompile.rules.registry import arguments, operand
+from fgcompile.program import arguments
+from fgcompile.rules.registry import operand
 from fgcompile.rules.shapes import tensor_of
 
 aten = torch.ops.aten

@@ -8,8 +8,7 @@ from torch import nn
 from torch.fx import Node
 
 from fgcompile.passes.shrinkage import fake_like
-from fgcompile.program import Program
-from fgcompile.rules.registry import arguments
+from fgcompile.program import Program, arguments
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,7 @@ import torch
 from torch.fx import Node
 
 from fgcompile.analysis.steps import Align, Array, Flow, Move, Slot
-from fgcompile.program import Program, without_repeats
-from fgcompile.rules.registry import arguments
+from fgcompile.program import Program, arguments, without_repeats
 from fgcompile.rules.shapes import tensor_of
 
 

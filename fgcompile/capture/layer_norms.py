@@ -13,22 +13,21 @@ from typing import Any
 
 import torch
 from torch.fx import Node
-from torch.fx.operator_schemas import normalize_function
+
+from fgcompile.program import arguments
 
 aten = torch.ops.aten
-
-_Call = Callable[..., Node]
 
 
 @dataclass(frozen=True)
 class _Mean:
-    """`mean(source, dims, keepdim=True)`."""
+    """`mean(source, dims, keepdim=True)`; the dims in order."""
 
     source: Node
     dims: tuple[int, ...]
 
 
-def one_operator(node: Node, call: _Call) -> bool:
+def as_one_operator(node: Node, call: Callable[..., Node]) -> bool:
     """Rewrites `node` if it is the last operator of a layer norm; whether it is.
 
     Args:
@@ -44,19 +43,16 @@ def one_operator(node: Node, call: _Call) -> bool:
         return False
     value = mean.source.meta["val"]
     # In short types the operator rounds once, and what is written rounds every step.
-    if value.dtype not in (torch.float32, torch.float64) or not mean.dims:
+    if value.dtype not in (torch.float32, torch.float64):
         return False
     first, last = mean.dims[0], value.dim() - 1
-    trailing = mean.dims == tuple(range(first, last + 1))
     sizes = [value.shape[dim] for dim in mean.dims]
     if not all(type(size) is int for size in sizes):
         return False
+    trailing = mean.dims == tuple(range(first, last + 1))
     if trailing:
-        source: Node = mean.source
-        node.target, node.args = (
-            aten.layer_norm.default,
-            (source, sizes, None, None, eps),
-        )
+        node.target = aten.layer_norm.default
+        node.args = (mean.source, sizes, None, None, eps)
     elif len(mean.dims) == 1:
         moved = call(aten.transpose.int, mean.source, first, last)
         norm = call(aten.layer_norm.default, moved, sizes, None, None, eps)
@@ -69,87 +65,85 @@ def one_operator(node: Node, call: _Call) -> bool:
 
 def _quotient(node: Node) -> tuple[Any, Any, float] | None:
     """`a`, `v` and `eps` of `a / sqrt(v + eps)`, however it is spelled."""
-    left, right = node.args[:2]
+    a = arguments(node)
+    left, right = a["self"], a["other"]
     if node.target is aten.div.Tensor:
-        pairs = [(left, _under(right, aten.sqrt.default, 0.5))]
+        pairs = [(left, _under_root(right))]
     else:
-        inverse = (aten.rsqrt.default, -0.5)
-        pairs = [(left, _under(right, *inverse)), (right, _under(left, *inverse))]
+        pairs = [(left, _under_inverse_root(right)), (right, _under_inverse_root(left))]
     for value, inside in pairs:
         if _is(inside, aten.add.Tensor):
-            a = _arguments(inside)
+            a = arguments(inside)
             if isinstance(a["other"], float) and a["alpha"] == 1:
-                return value, a["input"], a["other"]
+                return value, a["self"], a["other"]
     return None
 
 
-def _under(node: Any, root: Any, exponent: float) -> Any:
-    """The operand of a root, also of one that is written as a power."""
-    if _is(node, root):
-        return node.args[0]
-    if _is(node, aten.pow.Tensor_Scalar) and node.args[1] == exponent:
-        return node.args[0]
-    reciprocal = exponent < 0 and _is(node, aten.reciprocal.default)
-    return _under(node.args[0], aten.sqrt.default, 0.5) if reciprocal else None
+def _under_root(node: Any) -> Any:
+    if _is(node, aten.sqrt.default):
+        return arguments(node)["self"]
+    return _base(node, 0.5)
+
+
+def _under_inverse_root(node: Any) -> Any:
+    if _is(node, aten.rsqrt.default):
+        return arguments(node)["self"]
+    if _is(node, aten.reciprocal.default):
+        return _under_root(arguments(node)["self"])
+    return _base(node, -0.5)
+
+
+def _base(node: Any, exponent: float) -> Any:
+    """What is raised to the power of `exponent`, or None."""
+    if not _is(node, aten.pow.Tensor_Scalar):
+        return None
+    a = arguments(node)
+    return a["self"] if a["exponent"] == exponent else None
 
 
 def _centred(node: Any) -> _Mean | None:
     """The mean that is subtracted from what it is the mean of."""
     if not _is(node, aten.sub.Tensor):
         return None
-    a = _arguments(node)
+    a = arguments(node)
     mean = _mean(a["other"])
-    return mean if mean and mean.source is a["input"] and a["alpha"] == 1 else None
+    return mean if mean and mean.source is a["self"] and a["alpha"] == 1 else None
 
 
 def _variance(node: Any) -> _Mean | None:
     """The mean of which `node` is the mean square distance, in the same dims."""
     if _is(node, aten.var.correction, aten.var.dim):
-        a = _arguments(node)
+        a = arguments(node)
         biased = a.get("correction", a.get("unbiased")) in (0, False)
-        return _mean_of(node, a) if biased and a["dim"] else None
+        return _over_dims(a) if biased else None
     squares = _mean(node)
     if squares is None:
         return None
     square = squares.source
-    if _is(square, aten.pow.Tensor_Scalar) and square.args[1] == 2:
-        mean = _centred(square.args[0])
-    elif _is(square, aten.mul.Tensor):
-        mean, other = map(_centred, square.args)
-        mean = mean if mean == other else None
-    else:
-        return None
+    mean = _centred(_base(square, 2))
+    if mean is None and _is(square, aten.mul.Tensor):
+        a = arguments(square)
+        mean, other = _centred(a["self"]), _centred(a["other"])
+        if mean != other:
+            return None
     return mean if mean and mean.dims == squares.dims else None
 
 
 def _mean(node: Any) -> _Mean | None:
     if not _is(node, aten.mean.dim):
         return None
-    a = _arguments(node)
-    same = a["dtype"] in (None, node.args[0].meta["val"].dtype)
-    return _mean_of(node, a) if same and a["dim"] else None
+    a = arguments(node)
+    same_type = a["dtype"] in (None, a["self"].meta["val"].dtype)
+    return _over_dims(a) if same_type else None
 
 
-def _mean_of(node: Node, a: dict[str, Any]) -> _Mean | None:
-    source = a["input"]
-    rank = source.meta["val"].dim()
-    return (
-        _Mean(source, tuple(sorted(d % rank for d in a["dim"])))
-        if a["keepdim"]
-        else None
-    )
+def _over_dims(a: dict[str, Any]) -> _Mean | None:
+    """The mean over the dims that a reduction names, if it keeps them."""
+    if not a["dim"] or not a["keepdim"]:
+        return None
+    rank = a["self"].meta["val"].dim()
+    return _Mean(a["self"], tuple(sorted(dim % rank for dim in a["dim"])))
 
 
 def _is(node: Any, *targets: Any) -> bool:
     return isinstance(node, Node) and node.target in targets
-
-
-def _arguments(node: Node) -> dict[str, Any]:
-    found = normalize_function(
-        node.target,  # type: ignore[arg-type]
-        node.args,
-        node.kwargs,
-        normalize_to_only_use_kwargs=True,
-    )
-    assert found is not None, node.format_node()
-    return found.kwargs

@@ -17,7 +17,8 @@ import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import GraphModule, Node
 
-from fgcompile.capture import layer_norms
+from fgcompile.capture.layer_norms import as_one_operator
+from fgcompile.program import arguments
 
 aten = torch.ops.aten
 
@@ -155,20 +156,17 @@ def _glu(node: Node) -> bool:
 
 def _product(node: Node) -> bool:
     """Once a value is that value (`1 / x` is traced so); a layer norm may end here."""
-    source, factor = node.args[:2]
+    a = arguments(node)
+    source, factor = a["self"], a["other"]
     once = not isinstance(factor, Node) and factor == 1
-    if (
-        once
-        and isinstance(source, Node)
-        and _tensor(source).dtype == _tensor(node).dtype
-    ):
+    if once and _tensor(source).dtype == _tensor(node).dtype:
         node.replace_all_uses_with(source)
         return True
     return _quotient(node)
 
 
 def _quotient(node: Node) -> bool:
-    return layer_norms.one_operator(node, partial(_call, node))
+    return as_one_operator(node, partial(_call, node))
 
 
 def _call(like: Node, target: Any, *args: Any) -> Node:

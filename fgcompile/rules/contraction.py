@@ -6,7 +6,8 @@ from typing import Any
 
 from torch.fx import Node
 
-from fgcompile.rules.registry import DimRule, arguments, dim_rule, operand
+from fgcompile.program import arguments
+from fgcompile.rules.registry import DimRule, dim_rule, operand
 from fgcompile.rules.shapes import tensor_of
 
 _LETTERS = "mnop"

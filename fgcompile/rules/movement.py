@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from fgcompile.rules.registry import arguments, operand
+from fgcompile.program import arguments
+from fgcompile.rules.registry import operand
 from fgcompile.rules.shapes import hidden_shape, hidden_size, tensor_of
 
 

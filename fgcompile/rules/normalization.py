@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from fgcompile.rules.registry import DimRule, arguments, dim_rule
+from fgcompile.program import arguments
+from fgcompile.rules.registry import DimRule, dim_rule
 from fgcompile.rules.shapes import tensor_of
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch.fx import Node
 
-from fgcompile.rules.registry import DimRule, Kind, arguments, dim_rule
+from fgcompile.program import arguments
+from fgcompile.rules.registry import DimRule, Kind, dim_rule
 from fgcompile.rules.shapes import tensor_of
 
 

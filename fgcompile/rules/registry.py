@@ -130,23 +130,6 @@ def is_pointwise(target: Any) -> bool:
     return torch.Tag.pointwise in target.tags or target._schema.name in _UNTAGGED
 
 
-def arguments(node: Node) -> dict[str, Any]:
-    """The node's arguments by the names of its operator's schema.
-
-    Optional arguments that were not given have their default.
-    """
-    schema = node.target._schema  # type: ignore[union-attr]
-    values = {}
-    for position, argument in enumerate(schema.arguments):
-        if position < len(node.args):
-            values[argument.name] = node.args[position]
-        elif argument.name in node.kwargs:
-            values[argument.name] = node.kwargs[argument.name]
-        else:
-            values[argument.name] = argument.default_value
-    return values
-
-
 def operand(node: Node, position: int = 0) -> Node:
     """The node that is the argument of `node` at `position`."""
     argument = node.args[position]

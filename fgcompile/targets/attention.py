@@ -16,7 +16,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, Node
 
-from fgcompile.rules.registry import arguments
+from fgcompile.program import arguments
 
 aten = torch.ops.aten
 

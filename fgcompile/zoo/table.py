@@ -14,7 +14,8 @@ computed what the model's own code does with these units closed, at several batc
 and lengths, with and without padding. In the row *all*, other units of all kinds were
 closed together, and the ONNX file computed the same in onnxruntime. *Removed* is the
 share of the closed units' parameters that really went; where it is less than 100 %, the
-reason is below.
+reason is below. *No gate*: gates go on what modules take and return, and no module
+takes or returns the units of these groups.
 
 No code of fgcompile knows any of these models. This page is made by
 `python -m fgcompile.zoo --onnx --markdown docs/supported-models.md`.

@@ -23,8 +23,7 @@ from fgcompile.passes.eliminate_dead_code import eliminate_dead_code
 from fgcompile.passes.eliminate_dead_dims import Restraint, eliminate_dead_dims
 from fgcompile.passes.gather_operands import forbid_gathers
 from fgcompile.passes.propagate_constants import propagate_constants
-from fgcompile.program import Program, module_path, source_line
-from fgcompile.rules.registry import arguments
+from fgcompile.program import Program, arguments, module_path, source_line
 from fgcompile.rules.shapes import tensor_of
 
 aten = torch.ops.aten
