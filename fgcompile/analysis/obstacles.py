@@ -52,9 +52,11 @@ class Obstacles:
         return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
 
     def _mixes(self, step: Align, classes: Array) -> bool:
+        # A bias is known for every unit, closed or not.
         constant = any(
             (self._among(s, classes) & np.isfinite(self._known(s))).any()
             for s in step.slots
+            if self._flow.values[s.value].node.op != "get_attr"
         )
         return constant and any(
             (self._among(r, classes) & np.isnan(self._known(r)) & self._seen(r)).any()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fgcompile import GateConfig, analyze, gates, insert_gates, lower
 from fgcompile.capture import capture
 from fgcompile.program import Program
+from fgcompile.zoo.closing import close_at_random
 from fgcompile.zoo.models import entry
 
 X = torch.linspace(-1, 1, 8).view(2, 4)
@@ -226,6 +227,17 @@ def test_a_closed_unit_that_stays_names_what_mixes_others_into_it() -> None:
     (note,) = [n for n in lower(model).report.notes if n.subject == gate.name]
     assert note.text.startswith("2 of 2 closed units stay: aten.sub.Tensor in norm (")
     assert note.text.endswith(") mixes other units into them")
+
+
+def test_units_that_stay_for_the_shapes_sake_blame_no_operator() -> None:
+    kinds = ("mlp", "head", "qk", "vo", "residual")
+    model = insert_gates(
+        entry("bert").build(), config=GateConfig(kinds=kinds, gate="plain")
+    )
+    close_at_random(model, seed=1)
+    notes = [note.text for note in lower(model).report.notes if "stay" in note.text]
+    assert notes
+    assert all("tensors are rectangular" in text for text in notes)
 
 
 @pytest.mark.parametrize("kept", [1, 2])
