@@ -67,27 +67,20 @@ def llama(**sizes: Any) -> nn.Module:
     return LlamaForCausalLM(LlamaConfig(**(shape | sizes))).eval()
 
 
+SMALL = {
+    **{"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 2},
+    **{"num_attention_heads": 8, "vocab_size": 100},
+}
+
+
 def small_bert() -> nn.Module:
     """Two layers, for a smoke test."""
-    return bert(
-        hidden_size=512,
-        intermediate_size=2048,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        vocab_size=100,
-    )
+    return bert(**SMALL)
 
 
 def small_llama() -> nn.Module:
     """Two layers, for a smoke test."""
-    return llama(
-        hidden_size=512,
-        intermediate_size=2048,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        vocab_size=100,
-    )
+    return llama(**SMALL, num_key_value_heads=4)
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {

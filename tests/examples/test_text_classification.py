@@ -11,29 +11,16 @@ from typing import Any
 
 import pytest
 
+from tests.tiny_bert import WORDS, write_bert
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "text_classification.py"
-WORDS = ("red", "green", "blue", "one", "two", "three", "is", "not")
 
 
 @pytest.fixture(scope="module")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random BERT (2 layers, 32 wide) and a tokenizer of eight words."""
     pytest.importorskip("sklearn")
-    transformers = pytest.importorskip("transformers")
-    folder = tmp_path_factory.mktemp("bert")
-    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-    vocabulary = {word: i for i, word in enumerate(special + WORDS)}
-    transformers.BertTokenizer(vocab=vocabulary).save_pretrained(folder)
-    config = transformers.BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=32,
-    )
-    transformers.BertModel(config).save_pretrained(folder)
-    return folder
+    return write_bert(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="module")
