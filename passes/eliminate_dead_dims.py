@@ -113,7 +113,9 @@ def _shrink(shrinkage: Shrinkage) -> str | None:
     before = {n: _state(n) for n in program.graph.nodes}
     slice_parameters(shrinkage)
     rewrite_sizes(shrinkage)
-    gather_operands(shrinkage)
+    unclear = gather_operands(shrinkage)
+    if unclear is not None:
+        return unclear
     restore_outputs(shrinkage)
     repair_norms(shrinkage)
     changed = {n for n in program.graph.nodes if before.get(n) != _state(n)}

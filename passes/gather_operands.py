@@ -17,25 +17,41 @@ from fgcompile.analysis.steps import Align, Array, Flow, Move
 from fgcompile.analysis.survivors import required
 from fgcompile.passes.shrinkage import Shrinkage, call, new_buffer
 from fgcompile.rules.pattern import Dim
-from fgcompile.rules.shapes import hidden_shape, tensor_of
+from fgcompile.rules.shapes import hidden_shape, operands_of, tensor_of
 
 aten = torch.ops.aten
 
 
-def gather_operands(shrinkage: Shrinkage) -> None:
-    """Every operand of every aligned step has the sizes of the step's survivors."""
+def gather_operands(shrinkage: Shrinkage) -> str | None:
+    """Every operand of every aligned step has the sizes of the step's survivors.
+
+    Returns:
+        Name of the first node that reads one value in several places, of which
+        different parts survive; None if there is no such node.
+    """
     gathered: dict[tuple[Node, bytes, int], Node] = {}
     for node in list(shrinkage.program.graph.nodes):
+        taken: dict[Node, list[Node]] = {}
         for step in shrinkage.aligned(node):
             kept = required(step, shrinkage.survivors)
-            if all(k.all() for k in kept.values()):
-                continue
             for position, source in enumerate(step.sources):
-                if source is not None:
-                    _gather(shrinkage, node, step, position, kept, gathered)
+                operand = _operand(node, source)
+                if operand is not None:
+                    use = _gather(
+                        shrinkage, node, operand, step, position, kept, gathered
+                    )
+                    taken.setdefault(operand, []).append(use)
+        for operand, uses in taken.items():
+            if set(uses) == {operand}:
+                continue
+            undescribed = operands_of(node).count(operand) - len(uses)
+            if len(set(uses)) > 1 or undescribed > 0:
+                return node.name
+            node.replace_input_with(operand, uses[0])
         for moved in shrinkage.steps.get(node.name, []):
             if isinstance(moved, Move):
                 _gather_repeated(shrinkage, node, moved)
+    return None
 
 
 def forbid_gathers(flow: Flow) -> list[tuple[Node, Node]]:
@@ -66,20 +82,27 @@ def forbid_gathers(flow: Flow) -> list[tuple[Node, Node]]:
     return found
 
 
+def _operand(node: Node, source: Node | None) -> Node | None:
+    """What `node`, of the copy, reads where the old one reads `source`."""
+    if source is None or tensor_of(source) is None:
+        return None
+    return next((n for n in node.all_input_nodes if n.name == source.name), None)
+
+
 def _gather(
     shrinkage: Shrinkage,
     node: Node,
+    operand: Node,
     step: Align,
     position: int,
     kept: dict[int, Array],
     gathered: dict[tuple[Node, bytes, int], Node],
-) -> None:
-    source = step.sources[position]
-    assert source is not None
-    operand = next((n for n in node.all_input_nodes if n.name == source.name), None)
-    tensor = tensor_of(source)
-    if operand is None or tensor is None:
-        return
+) -> Node:
+    """What `node` is to read at `position` of the step; `operand` if that is whole."""
+    if all(k.all() for k in kept.values()):
+        return operand
+    tensor = tensor_of(step.sources[position])  # type: ignore[arg-type]
+    assert tensor is not None
     shape = hidden_shape(tensor)
     for dim, factors in enumerate(step.dims[position]):
         if shape[dim] == 1 or not factors:
@@ -98,8 +121,8 @@ def _gather(
         if key not in gathered:
             with shrinkage.program.graph.inserting_before(node):
                 gathered[key] = _insert(shrinkage, step, operand, position, dim, index)
-        node.replace_input_with(operand, gathered[key])
         operand = gathered[key]
+    return operand
 
 
 def _gather_repeated(shrinkage: Shrinkage, node: Node, step: Move) -> None:

@@ -24,7 +24,7 @@ from fgcompile.analysis.steps import Align, Array, Flow, Reason, Slot, Value
 from fgcompile.rules.movement import is_movement
 from fgcompile.rules.pattern import Dim, PatternError, parse
 from fgcompile.rules.registry import DimRule, Operand
-from fgcompile.rules.shapes import hidden_shape, tensor_of
+from fgcompile.rules.shapes import hidden_shape, operands_of, tensor_of
 
 
 def align(
@@ -91,7 +91,7 @@ def _step(
 def _operands(node: Node, rule: DimRule) -> tuple[Operand, ...]:
     if rule.operands is not None:
         return rule.operands
-    return tuple(n for n in node.all_input_nodes if tensor_of(n) is not None)
+    return tuple(n for n in operands_of(node) if tensor_of(n) is not None)
 
 
 def _resolve(

@@ -33,6 +33,13 @@ def tensor_of(node: Node) -> torch.Tensor | None:
     return value if isinstance(value, torch.Tensor) else None
 
 
+def operands_of(node: Node) -> list[Node]:
+    """The nodes among the arguments, in order, each as often as it is one."""
+    found: list[Node] = []
+    torch.fx.map_arg((node.args, node.kwargs), found.append)
+    return found
+
+
 @lru_cache(maxsize=4096)
 def _content(expression: sympy.Expr) -> int:
     content = expression.as_content_primitive()[0]

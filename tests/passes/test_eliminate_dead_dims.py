@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fgcompile.analysis.coupling import find_groups
+from fgcompile.capture import capture
 from fgcompile.passes.eliminate_dead_dims import eliminate_dead_dims
 from fgcompile.passes.pipeline import eliminate
 from tests.passes.check import (
@@ -381,3 +383,53 @@ def test_channels_take_their_statistics_with_them() -> None:
     assert shapes(lowered)["second.weight"] == [4, 4, 3, 3]
     assert shapes(lowered)["norm.weight"] == [4]
     assert_equal(program, lowered)
+
+
+class Pooling(nn.Module):
+    """Attention of what is learned over the inputs, which are keys and values alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * x
+        query = self.down(torch.tanh(self.up(x)))
+        return self.head(nn.functional.scaled_dot_product_attention(query, y, y))
+
+
+def test_operand_that_is_read_twice_is_not_gathered_for_one_of_its_uses() -> None:
+    model = Pooling()
+    zero(model.down.weight, 1, 3)
+    zero(model.down.bias, 1, 3)
+    zero(model.up.weight, 5)
+    zero(model.up.bias, 5)
+    program = program_of(model, X)
+    lowered = eliminate(program)
+    assert_equal(program, lowered)
+    assert shapes(lowered)["up.weight"] == [7, 4]
+    assert shapes(lowered)["head.weight"] == [3, 4]
+
+
+class Squared(nn.Module):
+    """A matrix times itself, the only operand of the product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(x)
+        return self.down(y @ y)
+
+
+def test_matrix_times_itself_reads_it_in_two_places() -> None:
+    model = Squared()
+    program = capture(model.double(), (X.double(),), fixed=True)
+    (group,) = [g for g in find_groups(program).groups if g.kind == "mlp"]
+    members = {(member.parameter, member.dim) for member in group.members}
+    assert members == {("up.weight", 0), ("up.bias", 0), ("down.weight", 1)}
+    zero(model.down.weight, 1, dim=1)
+    want, got = program(X.double()), eliminate(program)(X.double())
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
