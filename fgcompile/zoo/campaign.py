@@ -45,6 +45,9 @@ class Block:
         smaller: Those among them that lost parameters.
         before: Parameters [count] of those that held, in all.
         after: The same when they were lowered.
+        rules: Operators with a rule of their own that were in them.
+        equal: Programs lowered to other targets with equal outputs, by target.
+        refused: Programs that other targets could not express, by target.
         seconds: Wall time [s].
         failures: The shrunk program and what failed, for every other one.
     """
@@ -54,6 +57,9 @@ class Block:
     smaller: int = 0
     before: int = 0
     after: int = 0
+    rules: list[str] = field(default_factory=list)
+    equal: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     failures: list[str] = field(default_factory=list)
 
@@ -137,6 +143,13 @@ def _check_one(block: Block, seed: int, shrink: bool) -> None:
     block.smaller += outcome.after < outcome.before
     block.before += outcome.before
     block.after += outcome.after
+    block.rules = sorted({*block.rules, *outcome.rules})
+    for counts, targets in (
+        (block.equal, outcome.equal),
+        (block.refused, outcome.refused),
+    ):
+        for target in targets:
+            counts[target] = counts.get(target, 0) + 1
 
 
 def read_ledger(path: Path) -> dict[int, Block]:
@@ -166,9 +179,16 @@ def summary(blocks: list[Block]) -> str:
         for name in ("held", "smaller", "before", "after")
     )
     failed = sum(len(block.failures) for block in blocks)
+    rules = {rule for block in blocks for rule in block.rules}
+    targets = [
+        f"{sum(b.equal.get(target, 0) for b in blocks)} equal as {target} too "
+        f"({sum(b.refused.get(target, 0) for b in blocks)} refused)"
+        for target in ("module", "onnx")
+    ]
     return (
         f"{held} programs hold, {failed} failed; {smaller} got smaller; "
-        f"{before:,} -> {after:,} parameters; "
+        f"{before:,} -> {after:,} parameters; {'; '.join(targets)}; "
+        f"{len(rules)} operators with rules; "
         f"{sum(block.seconds for block in blocks):.0f} s of one core"
     )
 
