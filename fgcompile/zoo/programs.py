@@ -56,7 +56,7 @@ CLOSINGS = ("gates", "groups", "slices")
 _TURNS = ("groups", "slices", "groups", "slices", "groups", "slices", "gates")
 """Closings by seed: gates need a second trace, which costs most of the time."""
 
-_EVERY = {"symbolic": 2, "names": 8, "order": 3, "module": 10, "onnx": 20}
+_EVERY = {"symbolic": 2, "names": 8, "order": 3, "module": 20, "onnx": 40}
 """How many seeds apart the dearer checks are, for each way of closing."""
 
 TESTED = ((2, 7), (4, 12), (1, 5))
