@@ -11,6 +11,7 @@ change, only counts. With `n` of `N` units left:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.fx import Node
@@ -21,15 +22,13 @@ from fgcompile.rules.shapes import tensor_of
 
 aten = torch.ops.aten
 
+Repair = Callable[[Shrinkage, Node, int, int, int], None]
+
 
 def repair_norms(shrinkage: Shrinkage) -> None:
     """Every mean and normalisation computes what it did over the original dims."""
-    for node in list(shrinkage.program.graph.nodes):
-        schema = getattr(node.target, "_schema", None)
-        repair = _REPAIRS.get(schema.name) if schema is not None else None
-        source = shrinkage.index(node.args[0]) if repair is not None else None
-        if repair is None or source is None:
-            continue
+    # Found before the first repair, which puts new nodes before what reads the result.
+    for node, repair, source in list(_found(shrinkage)):
         before = shrinkage.flow.values[source].shape
         after = shrinkage.sizes(source)
         dims = _reduced(node, len(before))
@@ -38,6 +37,16 @@ def repair_norms(shrinkage: Shrinkage) -> None:
         if old != new:
             with shrinkage.program.graph.inserting_after(node):
                 repair(shrinkage, node, old, new, len(dims))
+
+
+def _found(shrinkage: Shrinkage) -> Iterator[tuple[Node, Repair, int]]:
+    """Means and normalisations, with their repair and the old value that they read."""
+    for node in shrinkage.program.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        repair = _REPAIRS.get(schema.name) if schema is not None else None
+        source = shrinkage.index(node.args[0]) if repair is not None else None
+        if repair is not None and source is not None:
+            yield node, repair, source
 
 
 def _reduced(node: Node, rank: int) -> list[int]:
@@ -104,7 +113,7 @@ def _layer_norm(
     graph.erase_node(node)
 
 
-_REPAIRS = {
+_REPAIRS: dict[str, Repair] = {
     "aten::mean": _mean,
     "aten::rms_norm": _rms_norm,
     "aten::layer_norm": _layer_norm,
