@@ -34,7 +34,7 @@ ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda x: x / (1 + x.abs()),
     lambda x: torch.rsqrt(x * x + 1),
     lambda x: F.gelu(x, approximate="tanh"),
-    lambda x: x.to(torch.float32).to(torch.float64),
+    lambda x: x.to(torch.float32).to(x.dtype),
     lambda x: x * torch.sigmoid(1.7 * x),
     lambda x: F.dropout(x, 0.1, training=False),
     lambda x: x.exp() / (1 + x.exp()),
