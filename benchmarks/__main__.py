@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -92,6 +93,8 @@ def table() -> None:
 @app.command(hidden=True)
 def cell(name: str, parameters: str, out: Path) -> None:
     """Measure one cell in this process; `run` calls it."""
+    # Left as an exception, so that what this process started is ended as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))
     result = catalogue.benchmark(name).measure(json.loads(parameters))
     partial = out.with_suffix(".partial")
     partial.write_text(json.dumps(result), encoding="utf-8")

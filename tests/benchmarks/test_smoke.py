@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -89,10 +88,13 @@ def test_smoke_run_fills_every_cell(name: str, tmp_path: Path) -> None:
     assert again.returncode == 0
     assert read(tmp_path / f"{name}.json") == records
     if name == "peers":
-        results: list[Any] = [record.result for record in records]
-        ours, script, ao = results
+        (result,) = (record.result for record in records)
+        assert result is not None
+        ours, unverified, ao, script = result["rows"].values()
         assert ours["exact"]
+        assert unverified["exact"]
         assert script["exact"]
-        assert ours["parameters"] == script["parameters"]
+        assert ours["parameters"] == unverified["parameters"] == script["parameters"]
+        assert unverified["process_seconds"] > 0
         assert not ao["runs"]
         assert "Proxy" in ao["message"]
