@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,15 @@ def test_ours_is_judged_against_every_peer_that_is_right(tmp_path: Path) -> None
     assert row in page
     assert "| vit | onnxsim | yes |" in page  # it runs, and is wrong
     assert "| vit | onnxsim | yes | yes (" not in page
+
+
+@pytest.mark.parametrize("name", catalogue.NAMES)
+def test_cells_that_failed_are_told(name: str, tmp_path: Path) -> None:
+    records = results(tmp_path, name)
+    records[-1] = replace(records[-1], result=None, error="no memory")
+    write(tmp_path / f"{name}.json", records)
+    assert f"\n| {records[-1].key} | no memory |\n" in pages.page(tmp_path)
+    assert pages.with_tables("none", tmp_path) == "none"
 
 
 def test_readme_takes_tables_between_its_comments(tmp_path: Path) -> None:
