@@ -9,6 +9,7 @@ from benchmarks.cells import Record, Result
 from benchmarks.markdown import table
 from benchmarks.peers.rows import HANG, LIMIT, OURS, ROWS, UNVERIFIED
 
+_HANGS = "; ".join(f"{r.name} on {m}" for r in ROWS for m in r.hangs)
 _ABOUT = f"""\
 In a base-sized model with random weights half of the heads and of the feed-forward
 channels are zero in every layer, with all that belongs to them; each tool is to remove
@@ -18,7 +19,7 @@ them and to write an ONNX file. Those that choose by magnitude choose the zeros.
 medians of fresh processes that took turns. Peers do not verify what they write; ours is
 there with and without. `latency`: of the file, as part of the dense model's as torch
 exports it, and as we do; one row of 128 tokens or one picture on one thread. A run is
-given up after {LIMIT:.0f} s, or {HANG:.0f} s where it was never seen to end ({"; ".join(f"{row.name} on {', '.join(row.hangs)}" for row in ROWS if row.hangs)}).
+given up after {LIMIT:.0f} s, or {HANG:.0f} s where it was never seen to end ({_HANGS}).
 """
 _VERDICT = """\
 Ours against each peer that gives a right file. In brackets: parameters that ours

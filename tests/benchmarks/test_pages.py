@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import catalogue, pages
-from benchmarks.cells import Record, Result
+from benchmarks import catalogue, limit, pages
+from benchmarks.cells import Parameters, Record, Result
 from benchmarks.machine import machine, versions
 from benchmarks.store import write
 
@@ -36,17 +36,25 @@ def stages() -> Result:
     }
 
 
-def latency() -> Result:
+def latency(cell: Parameters) -> Result:
     dense = {"parameters": 100, "mac_ratio": 1.0, "milliseconds": 50.0, "ratio": 1.0}
     shared = {"parameters": 70, "mac_ratio": 0.6, "milliseconds": 33, "ratio": 0.66}
     fine = {"parameters": 60, "mac_ratio": 0.5, "milliseconds": 45, "ratio": 0.9}
     fine["promised_mac_ratio"] = 0.61
-    return {
+    found = {
         "threads": 1,
+        "files": "0123",
         "variants": {"dense": dense, "shared": shared, "finegates": fine},
         "over": 1.1,
-        "profile": {"dense": {"MatMul": 40.0}, "shared": {"MatMul": 24, "Sum": 2.0}},
+        "profile": {
+            "dense": {"MatMul": 40.0, "Add": 1.0},
+            "pruned": {"MatMul": 24.5, "Sum": 2.0, "Add": 0.5},
+            "excess": {"Sum": 2.0, "MatMul": 0.5, "Add": -0.1},
+        },
     }
+    if "gathers" in limit.variants(cell):
+        found["variants"]["gathers"] = fine | {"ratio": 1.2}
+    return found
 
 
 def tool(seconds: float, removed: int) -> Result:
@@ -82,7 +90,7 @@ def peers() -> Result:
 
 
 RESULTS: dict[str, Any] = {
-    "limit": lambda cell: latency(),
+    "limit": latency,
     "peers": lambda cell: {"threads": 1, "rows": peers()},
     "compile": lambda cell: stages() if "model" in cell else stages() | {"groups": 9},
 }
@@ -117,12 +125,12 @@ def test_committed_page_and_readme_are_what_the_results_give() -> None:
         (
             "limit",
             "| bert-base | 40 % | 1 x 128 | 1 | 50.00 | 70.0% | 0.600 | 0.660 | 1.100 "
-            "| 0.610 | 0.900 |  |",
+            "| 0.610 | 1.200 | 0.900 |",
         ),
         (
             "peers",
-            "| bert | fgcompile | yes | yes | 1.0e-06 | 100.0% | 12.0 | 11.0 | 300 | 200 "
-            "| 0.550 | 0.570 |",
+            "| bert | fgcompile | yes | yes | 1.0e-06 | 100.0% | 12.0 | 11.0 | 300 "
+            "| 200 | 0.550 | 0.570 |",
         ),
         (
             "compile",
@@ -142,7 +150,17 @@ def test_page_has_a_row_for_every_cell(name: str, row: str, tmp_path: Path) -> N
 
 def test_slow_cells_say_by_operator_why(tmp_path: Path) -> None:
     results(tmp_path, "limit")
-    assert "MatMul: 40.00 to 24.00 (0.60); Sum: 0.00 to 2.00" in pages.page(tmp_path)
+    row = "| +2.40 | Sum +2.00 (0.00 to 2.00); MatMul +0.50 (40.00 to 24.50); Add -0.10"
+    assert row in pages.page(tmp_path)
+
+
+def test_states_of_the_compiler_are_told_where_they_differ(tmp_path: Path) -> None:
+    records = results(tmp_path, "limit")
+    assert "states of the compiler" not in pages.page(tmp_path)
+    other = (records[0].result or {}) | {"files": "4567"}
+    records[0] = replace(records[0], result=other)
+    write(tmp_path / "limit.json", records)
+    assert "by 2 states of the compiler: 0123, 4567." in pages.page(tmp_path)
 
 
 def test_peers_that_fail_are_told_with_their_message(tmp_path: Path) -> None:
@@ -176,7 +194,10 @@ def test_readme_takes_tables_between_its_comments(tmp_path: Path) -> None:
     assert new.startswith("a\n")
     assert new.endswith("\nb\n")
     assert "old" not in new
-    assert "| bert-base | 40 % | 70.0% | 0.600 | 0.660 | 1.100 | 0.900 |" in new
+    row = "| bert-base | 40 % | 70.0% | 0.600 | 0.660 | 1.100 | 1.200 | 0.900 |"
+    assert row in new
+    assert "| llama-1b | 50 % | 70.0% | 0.600 | 0.660 | 1.100 |  | 0.900 |" in new
+    assert "with 30% of them removed, 34% are saved" in new
     assert pages.with_tables(new, tmp_path) == new
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import catalogue
-from benchmarks.cells import Cell
-from benchmarks.limit import build, latency
+from benchmarks import catalogue, limit
+from benchmarks.cells import Cell, Record
+from benchmarks.limit import build, files, latency, profile
 from benchmarks.machine import ROOT
 from benchmarks.runner import measure
 from benchmarks.store import read
@@ -39,10 +39,10 @@ def test_command_measures_and_stores(tmp_path: Path) -> None:
     assert "| 64 | 2 |" in done.stdout
 
 
-@pytest.mark.slow
-def test_latencies_of_all_variants_are_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are built in this process, which has imported all, and timed briefly."""
+
     def built(model: str, variant: str, removed: int) -> build.Built:
         build.make(model, variant, removed, tmp_path / variant)
         return build.read(tmp_path / variant)
@@ -50,16 +50,38 @@ def test_latencies_of_all_variants_are_measured(
     monkeypatch.setattr(latency, "built", built)
     monkeypatch.setattr(latency, "SECONDS", 0.1)
     monkeypatch.setattr(latency, "LIMIT", 0.0)
-    found = latency.latencies("tiny-bert", 50, 1, 16, 1)
-    dense, shared, fine = (found["variants"][n] for n in found["variants"])
+    monkeypatch.setattr(profile, "SECONDS", 0.1)
+
+
+def test_two_variants_are_built_and_timed(here: None) -> None:
+    (cell,) = limit.cells(True)
+    result = limit.measure(cell.parameters)
+    dense, shared = result["variants"].values()
+    assert shared["parameters"] < dense["parameters"]
+    assert shared["mac_ratio"] < dense["mac_ratio"] == 1
+    assert shared["milliseconds"] > 0
+    assert result["files"] == files.digest()
+    record = Record(cell.parameters, result, "", 1.0, "now", {}, {})
+    page = limit.BENCHMARK.page([record])
+    assert "| tiny-bert | 40 % | 1 x 16 | 1 |" in page
+    assert "MatMul" in page
+
+
+@pytest.mark.slow
+def test_latencies_of_all_variants_are_measured(here: None) -> None:
+    found = latency.latencies("tiny-bert", 50, 1, 16, 1, build.VARIANTS)
+    dense, shared, fine, gathers = (found["variants"][n] for n in build.VARIANTS)
     assert dense["ratio"] == dense["mac_ratio"] == 1
     # 2 layers with 2 of 4 heads and 64 of 128 channels left: 64 wide, with biases.
     heads = 3 * 32 * (64 + 1) + 32 * 64
     gone = 2 * (heads + 64 * (64 + 1) + 64 * 64)
     assert dense["parameters"] - shared["parameters"] == gone
     assert fine["promised_mac_ratio"] == pytest.approx(shared["mac_ratio"], abs=0.08)
+    assert gathers["parameters"] < fine["parameters"]
     assert found["over"] == pytest.approx(shared["ratio"] / shared["mac_ratio"])
-    assert {"MatMul", "Softmax"} <= found["profile"]["shared"].keys()
+    assert {"MatMul", "Softmax"} <= found["profile"]["pruned"].keys()
+    assert found["profile"]["runs"] >= profile.LEAST
+    assert found["profile"]["excess"].keys() >= found["profile"]["pruned"].keys()
 
 
 def test_failure_of_a_cell_is_stored_with_its_message() -> None:
