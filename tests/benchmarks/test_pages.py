@@ -114,7 +114,7 @@ def test_committed_page_and_readme_are_what_the_results_give() -> None:
     readme = pages.README.read_text(encoding="utf-8")
     assert readme == pages.with_tables(readme), "run python -m benchmarks table"
     for found, _ in pages.measured():
-        pictures = re.findall(r"\]\((benchmarks/\w+\.svg)\)", page)
+        pictures = re.findall(r"\]\((benchmarks/[\w-]+\.svg)\)", page)
         assert all((pages.PAGE.parent / picture).exists() for picture in pictures)
         assert f"<!-- benchmark {found.name} -->" in readme
 
@@ -185,6 +185,18 @@ def test_cells_that_failed_are_told(name: str, tmp_path: Path) -> None:
     write(tmp_path / f"{name}.json", records)
     assert f"\n| {records[-1].key} | no memory |\n" in pages.page(tmp_path)
     assert pages.with_tables("none", tmp_path) == "none"
+
+
+def test_growth_is_drawn_against_layers_and_width(tmp_path: Path) -> None:
+    records = results(tmp_path, "compile")
+    stages, growth = catalogue.benchmark("compile").plots(records, tmp_path)
+    assert "dense exports" in stages.read_text()
+    drawn = growth.read_text()
+    for text in ("width 1024", "layers 16", ">60<", ">8000<"):
+        assert text in drawn
+    page = pages.page(tmp_path)
+    assert f"(benchmarks/{growth.name})" in page
+    assert f"(benchmarks/{stages.name})" in page
 
 
 def test_readme_takes_tables_between_its_comments(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def test_command_measures_and_stores(tmp_path: Path) -> None:
     (record,) = read(tmp_path / "compile.json")
     assert record.result is not None
     assert record.result["groups"] > 0
+    assert record.result["threads"] == 1
     assert record.result["seconds"].keys() == {"capture", "analyse"}
     assert "| 64 | 2 |" in done.stdout
 
