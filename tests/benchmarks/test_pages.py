@@ -92,6 +92,15 @@ def peers() -> Result:
 RESULTS: dict[str, Any] = {
     "limit": latency,
     "peers": lambda cell: {"threads": 1, "rows": peers()},
+    "latency_budget": lambda cell: {
+        "predicted": 0.6,
+        "measured": 0.624,
+        "error": 0.04,
+        "dense_seconds": 0.05,
+        "lowered_seconds": 0.0312,
+        "seconds_to_measure": 40.0,
+        "peak_memory_bytes": 2e9,
+    },
     "compile": lambda cell: stages() if "model" in cell else stages() | {"groups": 9},
 }
 
@@ -131,6 +140,11 @@ def test_committed_page_and_readme_are_what_the_results_give() -> None:
             "peers",
             "| bert | fgcompile | yes | yes | 1.0e-06 | 100.0% | 12.0 | 11.0 | 300 "
             "| 200 | 0.550 | 0.570 |",
+        ),
+        (
+            "latency_budget",
+            "| llama-1b | 1 x 128 | 1 | 0.60 | 0.600 | 0.624 | +4.0% | 50.0 | 31.2 "
+            "| 40 | 2.0 |",
         ),
         (
             "compile",
@@ -185,6 +199,13 @@ def test_cells_that_failed_are_told(name: str, tmp_path: Path) -> None:
     write(tmp_path / f"{name}.json", records)
     assert f"\n| {records[-1].key} | no memory |\n" in pages.page(tmp_path)
     assert pages.with_tables("none", tmp_path) == "none"
+
+
+def test_budgets_that_keep_their_word_are_counted(tmp_path: Path) -> None:
+    results(tmp_path, "latency_budget")
+    readme = "<!-- benchmark latency_budget -->\nold\n<!-- end latency_budget -->"
+    for text in (pages.page(tmp_path), pages.with_tables(readme, tmp_path)):
+        assert "6 of 6 are within 5% of what was predicted; median error 4.0%" in text
 
 
 def test_growth_is_drawn_against_layers_and_width(tmp_path: Path) -> None:

@@ -6,10 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from benchmarks import catalogue, limit
+from benchmarks.__main__ import app
 from benchmarks.cells import Cell, Record
 from benchmarks.limit import build, files, latency, profile
 from benchmarks.machine import ROOT
@@ -98,6 +101,22 @@ def test_unknown_benchmark_and_options_are_refused() -> None:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 2
         assert words[-1] in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--out", "x.json", "--only=a"], ["--help"]])
+def test_programs_get_all_of_their_options(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+
+    def run_module(name: str, **options: Any) -> None:
+        seen.append((name, sys.argv[1:]))
+
+    monkeypatch.setattr("runpy.run_module", run_module)
+    monkeypatch.setattr(sys, "argv", [])
+    done = CliRunner().invoke(app, ["run", "training_cost", *words])
+    assert done.exit_code == 0, done.output
+    assert seen == [("benchmarks.training_cost", words)]
 
 
 @pytest.mark.slow

@@ -288,9 +288,10 @@ def test_a_size_that_the_model_does_not_take_is_told() -> None:
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_latency_of_a_lowered_model_is_as_predicted(name: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    from benchmarks.latency_budget import MODELS, close_by_budget
+    from benchmarks.latency_budget.case import close_by_budget
+    from benchmarks.shapes import build
 
-    model = MODELS[f"small-{name}"]()
+    model = build(f"small-{name}")
     table = measure_latency(model)
     fgcompile.lower(model, "onnx", tmp_path / "dense.onnx", verify=False)
     budget = Budget(latency=0.6, measured=table)
