@@ -112,7 +112,7 @@ def test_profile_is_of_runs_in_turns(
 
 def test_threads_of_an_idle_session_do_not_spin(tmp_path: Path) -> None:
     file = product(tmp_path / "m.onnx", 512)
-    run = runner(session(file, 2), 256, 16)
+    run = runner(session(file, 2), 4096, 16)
     idle = []
     for _ in range(5):
         run()
@@ -120,7 +120,7 @@ def test_threads_of_an_idle_session_do_not_spin(tmp_path: Path) -> None:
         time.sleep(0.05)
         idle.append(time.process_time() - start)
     # Threads that spin take about 30 ms here.
-    assert min(idle) < 0.005
+    assert sorted(idle)[2] < 0.005
 
 
 def test_published_gathers_are_measured_where_the_readme_shows_them() -> None:
