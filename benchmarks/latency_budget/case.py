@@ -46,7 +46,7 @@ def predicted_and_measured(
     them, and the lowered model and the dense one run in turns.
     """
     torch.set_num_threads(threads)
-    size = {"batch": batch, "length": tokens, "threads": threads}
+    size: dict[str, Any] = {"batch": batch, "length": tokens, "threads": threads}
     net = build(model)
     parameters = sum(p.numel() for p in net.parameters())
     start = time.perf_counter()

@@ -51,9 +51,9 @@ def latencies(
     shared = found["variants"]["shared"]
     found["over"] = shared["ratio"] / shared["mac_ratio"]
     if found["over"] > LIMITS.get(model, LIMIT):
-        pair = (Path(files[name].file) for name in ("dense", "shared"))
-        size = (batch, tokens, threads)
-        found["profile"] = profile(*pair, shared["mac_ratio"], *size)
+        dense, pruned = (Path(files[name].file) for name in ("dense", "shared"))
+        left = shared["mac_ratio"]
+        found["profile"] = profile(dense, pruned, left, batch, tokens, threads)
     return found
 
 

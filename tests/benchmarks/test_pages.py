@@ -41,7 +41,7 @@ def latency(cell: Parameters) -> Result:
     shared = {"parameters": 70, "mac_ratio": 0.6, "milliseconds": 33, "ratio": 0.66}
     fine = {"parameters": 60, "mac_ratio": 0.5, "milliseconds": 45, "ratio": 0.9}
     fine["promised_mac_ratio"] = 0.61
-    found = {
+    found: Result = {
         "threads": 1,
         "files": "0123",
         "variants": {"dense": dense, "shared": shared, "finegates": fine},
