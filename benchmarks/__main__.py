@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -31,6 +32,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # the last line of a failure is its message
 )
 
+run = typer.Typer(help="Measure what a benchmark is about.", no_args_is_help=True)
+app.add_typer(run, name="run")
+
 _PASSES_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -44,10 +48,8 @@ def list_benchmarks() -> None:
         print(f"{name:18}{about} (options of its own: run {name} --help)")
 
 
-@app.command(context_settings=_PASSES_ON)
-def run(
+def _measure(
     context: typer.Context,
-    name: str,
     smoke: Annotated[bool, typer.Option(help="Small cells, seconds each.")] = False,
     only: Annotated[
         str, typer.Option(help="Words of a cell, as in 'model=minilm batch=1'.")
@@ -58,24 +60,32 @@ def run(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results.")] = None,
 ) -> None:
-    """Measure what has no result yet, one process at a time.
-
-    Options of a benchmark that is one program go to that program.
-    """
-    if name in catalogue.SCRIPTS:
-        sys.argv = [f"benchmarks run {name}", *context.args]
-        runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=True)
-        return
-    if name not in catalogue.NAMES or context.args:
-        known = ", ".join((*catalogue.NAMES, *catalogue.SCRIPTS))
-        unknown = " ".join(context.args) or name
-        raise typer.BadParameter(f"unknown: {unknown}; benchmarks are {known}")
+    """Measure what has no result yet, one process at a time."""
+    name = str(context.info_name)
     file = (out or (_temporary() if smoke else RESULTS)) / f"{name}.json"
     found = catalogue.benchmark(name)
     records = run_cells(found, file, smoke=smoke, only=only, redo=redo, minutes=minutes)
     print(found.page(records))
     print(f"{len(records)} of {len(found.cells(smoke))} cells in {file}")
     raise typer.Exit(int(any(record.result is None for record in records)))
+
+
+def _run_script(context: typer.Context) -> None:
+    """Run the program with all options that follow its name."""
+    name = context.info_name
+    sys.argv = [f"benchmarks run {name}", *context.args]
+    runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=True)
+
+
+for _name in catalogue.NAMES:
+    run.command(_name, short_help=catalogue.benchmark(_name).about)(_measure)
+for _name, _about in catalogue.SCRIPTS.items():
+    run.command(
+        _name,
+        short_help=_about,
+        context_settings=_PASSES_ON,
+        add_help_option=False,  # it has a page of its own
+    )(_run_script)
 
 
 def _temporary() -> Path:
@@ -92,6 +102,8 @@ def table() -> None:
 @app.command(hidden=True)
 def cell(name: str, parameters: str, out: Path) -> None:
     """Measure one cell in this process; `run` calls it."""
+    # Left as an exception, so that what this process started is ended as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))
     result = catalogue.benchmark(name).measure(json.loads(parameters))
     partial = out.with_suffix(".partial")
     partial.write_text(json.dumps(result), encoding="utf-8")

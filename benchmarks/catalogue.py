@@ -6,13 +6,12 @@ from importlib import import_module
 
 from benchmarks.cells import Benchmark
 
-NAMES = ("limit", "peers", "compile")
+NAMES = ("limit", "peers", "compile", "latency_budget")
 """Those made of cells: their modules hold a `BENCHMARK`."""
 
 SCRIPTS = {
     "glue": "The methods of the papers on GLUE: accuracy against size",
     "int8": "What int8 weights cost in accuracy and save in time",
-    "latency_budget": "Whether a latency budget keeps its word",
     "large_checkpoint": "Time and memory of lowering a checkpoint of gigabytes",
     "runtimes": "Latency of MiniLM in three runtimes, beside the ratio of MACs",
     "stories": "Loss against removed parameters, for every method",

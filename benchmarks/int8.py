@@ -58,7 +58,7 @@ def main(
     if not latency:
         result |= arguments | {"variants": _variants(work, data_dir)}
     result["latency"] = _latency(work, seconds)
-    write(RESULT, result)
+    write(RESULT, result, threads=1)
     Console().print(_table(result))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks import catalogue
 from benchmarks.cells import Benchmark, Record
 from benchmarks.machine import ROOT
+from benchmarks.markdown import table
 from benchmarks.store import RESULTS, ordered, read
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -74,10 +75,14 @@ def _command(found: Benchmark) -> str:
 
 
 def _section(found: Benchmark, records: Sequence[Record]) -> str:
-    return (
+    text = (
         f"## {found.about}\n\n{_command(found)} {_where(records)}\n\n"
         f"{found.page(records)}"
     )
+    failed = [(r.key, r.error) for r in records if r.result is None]
+    if failed:
+        text += f"\nNo result:\n\n{table(('cell', 'why'), failed, left=2)}"
+    return text
 
 
 def _where(records: Sequence[Record]) -> str:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from benchmarks.machine import load_average, machine, versions
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -16,7 +21,22 @@ def read(name: str) -> dict[str, Any]:
     return found
 
 
-def write(name: str, result: dict[str, Any]) -> None:
-    """Replaces the results of the benchmark called `name`."""
+def write(name: str, result: dict[str, Any], threads: int | None = None) -> None:
+    """Replaces the results of the benchmark called `name`.
+
+    When and on what they were measured is added: machine, load, versions and threads.
+
+    Args:
+        name: Of the benchmark.
+        result: What was measured.
+        threads: Those of what was measured; by default as many as torch has here.
+    """
+    facts = {
+        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "threads": torch.get_num_threads() if threads is None else threads,
+        "machine": machine() | {"load_average": load_average()},
+        "versions": versions(),
+    }
     FOLDER.mkdir(exist_ok=True)
-    (FOLDER / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    text = json.dumps(result | facts, indent=1) + "\n"
+    (FOLDER / f"{name}.json").write_text(text, "utf-8")

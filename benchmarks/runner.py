@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from benchmarks.machine import ROOT, load_average, machine, versions
 from benchmarks.store import ordered, read, write
 
 _MESSAGE = 400
+_GRACE = 3.0
 
 
 def run(
@@ -115,12 +117,20 @@ def call(command: Sequence[str], log: Path, limit: float) -> int | None:
         try:
             return process.wait(limit)
         except BaseException as error:
-            # The whole session: a cell starts processes of its own.
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            _end(process)
             if isinstance(error, subprocess.TimeoutExpired):
                 return None
             raise
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process and its session; first it may end sessions that it began."""
+    os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_GRACE)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def failure(code: int | None, log: Path, limit: float) -> str:

@@ -83,7 +83,7 @@ def main(
         },
         "operators": operators,
     }
-    write(RESULT, result)
+    write(RESULT, result, threads=1)
     for table in (_runtimes(result), _operators(operators)):
         Console().print(table)
 

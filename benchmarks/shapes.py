@@ -34,6 +34,12 @@ _TINY: dict[str, Any] = {
     "num_attention_heads": 4,
     "intermediate_size": 128,
 }
+_SMALL: dict[str, Any] = {
+    "hidden_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "intermediate_size": 2048,
+}
 _TINY_LLAMA = _TINY | {"num_key_value_heads": 2, "head_dim": 16}
 
 
@@ -65,6 +71,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     ),
     "vit-base": vit,
     "llama-1b": llama,
+    "small-bert": lambda: bert(**_SMALL, vocab_size=100),
+    "small-llama": lambda: llama(**_SMALL, num_key_value_heads=4, vocab_size=100),
     "tiny-bert": lambda: bert(**_TINY, vocab_size=100),
     "tiny-llama": lambda: llama(**_TINY_LLAMA, vocab_size=100),
 }

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from benchmarks.cells import Benchmark, Cell, Parameters, Result
 from benchmarks.compile import tables
+from benchmarks.compile.tables import FIXED_LAYERS, FIXED_WIDTH
 
 SIZES = ("minilm", "bert-base", "bert-large", "llama-1b")
-GROWTH = ((1024, 8), (1024, 16), (1024, 32), (1024, 64), (2048, 16), (4096, 16))
+GROWTH = (
+    *((FIXED_WIDTH, layers) for layers in (8, 16, 32, 64)),
+    *((width, FIXED_LAYERS) for width in (512, 2048, 4096, 8192)),
+)
+"""Widths and layers, of which one grows and the other is fixed."""
 LARGE = ((4096, 32, 14336, 128256), (8192, 80, 28672, 128256))
 """Llama-8B and -70B: width, layers, feed-forward width and vocabulary."""
 

@@ -28,6 +28,7 @@ from fgcompile.targets.forms import OnnxForm
 from fgcompile.targets.verify import remembered_outputs, verify_equal
 
 CLOSED = 0.5
+THREADS = 1
 
 
 class Clock:
@@ -69,14 +70,15 @@ def all_stages(model: str, rounds: int) -> Result:
     capture, eliminate, verify and export at once. All take turns, `rounds` times; only
     one model is in memory.
     """
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     net, clock = build(model), Clock()
     _round(Clock(), build("tiny-bert"))  # imports are no part of a stage
     count = sum(p.numel() for p in net.parameters())
     weights = sum(p.numel() * p.element_size() for p in net.parameters())
     for _ in range(rounds):
         _round(clock, net)
-    return {"parameters": count, "weight_megabytes": weights / 1e6} | clock.medians()
+    sizes = {"parameters": count, "weight_megabytes": weights / 1e6}
+    return {"threads": THREADS, **sizes, **clock.medians()}
 
 
 def _round(clock: Clock, net: nn.Module) -> None:
@@ -98,7 +100,7 @@ def _round(clock: Clock, net: nn.Module) -> None:
 
 def analysis_alone(width: int, layers: int, inner: int, vocabulary: int) -> Result:
     """Capture and analysis of a Llama without weights."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     analyze(build("tiny-llama"))  # imports are no part of a stage
     clock = Clock()
     heads = max(1, width // 128)
@@ -118,7 +120,8 @@ def analysis_alone(width: int, layers: int, inner: int, vocabulary: int) -> Resu
     with clock.stage("analyse"):
         analysis = analyze(program)
     count = sum(p.numel() for p in model.parameters())
-    return {"parameters": count, "groups": len(analysis.groups)} | clock.medians()
+    sizes = {"parameters": count, "groups": len(analysis.groups)}
+    return {"threads": THREADS, **sizes, **clock.medians()}
 
 
 def close_half(model: nn.Module) -> nn.Module:

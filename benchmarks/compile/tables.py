@@ -14,6 +14,11 @@ DENSE = ("torch.export", "torch.onnx.export")
 TIME, MEMORY = 3.0, 1.5
 """What is aimed at: `lower` against the dense exports, and against the weights."""
 
+FIXED_WIDTH, FIXED_LAYERS = 1024, 16
+"""What does not grow in the two pictures of growth."""
+
+Found = list[tuple[Record, Result]]
+
 
 def page(records: Sequence[Record]) -> str:
     """All stages, then the growth of analysis."""
@@ -29,6 +34,7 @@ def page(records: Sequence[Record]) -> str:
             ("model", "parameters", *DENSE, *STAGES, "lower", "/ exports", "/ weights"),
             map(_stage_row, full),
         ),
+        "![stages](benchmarks/compile.svg)\n",
     ]
     if alone:
         parts += [
@@ -38,7 +44,7 @@ def page(records: Sequence[Record]) -> str:
                 map(_analysis_row, alone),
                 left=2,
             ),
-            "![growth](benchmarks/compile.svg)\n",
+            "![growth](benchmarks/compile-growth.svg)\n",
         ]
     return "\n".join(parts)
 
@@ -61,30 +67,49 @@ def summary(records: Sequence[Record]) -> str:
 
 
 def plots(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Seconds against parameters."""
+    """Seconds against parameters, and against layers and width."""
+    full, alone = _split(records)
+    files = [_stages_plot(full, folder)] if full else []
+    return files + ([_growth_plot(alone, folder)] if alone else [])
+
+
+def _stages_plot(full: Found, folder: Path) -> Path:
+    """Every stage, beside the dense model's exports."""
     from benchmarks.plotting import figure, save
 
-    full, alone = _split(records)
-    picture, axes = figure(2)
+    picture, (axes,) = figure()
     for name in (*STAGES, "lower"):
         points = [(r["parameters"], r["seconds"][name]) for _, r in full]
-        axes[0].plot(*zip(*points, strict=True), marker="o", label=name)
+        axes.plot(*zip(*points, strict=True), marker="o", label=name)
     baseline = [(r["parameters"], _exports(r)) for _, r in full]
-    axes[0].plot(*zip(*baseline, strict=True), "k--", label="dense exports")
-    for name in ("capture", "analyse"):
-        points = sorted((r["parameters"], r["seconds"][name]) for _, r in alone)
-        if points:
-            axes[1].plot(*zip(*points, strict=True), "o", label=name)
-    for one, title in zip(axes, ("with weights", "meta device"), strict=True):
-        one.set(xscale="log", yscale="log", xlabel="parameters", ylabel="s")
-        one.set_title(title)
+    axes.plot(*zip(*baseline, strict=True), "k--", label="dense exports")
+    axes.set(xscale="log", yscale="log", xlabel="parameters", ylabel="s")
+    axes.legend(fontsize=7)
+    return save(picture, folder / "compile.svg")
+
+
+def _growth_plot(alone: Found, folder: Path) -> Path:
+    """Capture and analysis against layers at one width, and the other way round."""
+    from benchmarks.plotting import figure, save
+
+    picture, axes = figure(2)
+    fixed = (("layers", "width", FIXED_WIDTH), ("width", "layers", FIXED_LAYERS))
+    for one, (grows, stays, size) in zip(axes, fixed, strict=True):
+        found = [
+            (record.parameters[grows], result["seconds"])
+            for record, result in alone
+            if record.parameters[stays] == size
+        ]
+        for name in ("capture", "analyse"):
+            points = sorted((each, seconds[name]) for each, seconds in found)
+            if points:
+                one.plot(*zip(*points, strict=True), marker="o", label=name)
+        one.set(xlabel=grows, ylabel="s", title=f"{stays} {size}", ylim=(0, None))
         one.legend(fontsize=7)
-    return [save(picture, folder / "compile.svg")]
+    return save(picture, folder / "compile-growth.svg")
 
 
-def _split(
-    records: Sequence[Record],
-) -> tuple[list[tuple[Record, Result]], list[tuple[Record, Result]]]:
+def _split(records: Sequence[Record]) -> tuple[Found, Found]:
     found = [(r, r.result) for r in records if r.result is not None]
     full = [each for each in found if "model" in each[0].parameters]
     return full, [each for each in found if "model" not in each[0].parameters]

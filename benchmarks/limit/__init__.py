@@ -13,6 +13,10 @@ REMOVED = (40, 20, 60, 50, 30, 10)
 SMALL = ("bert-base", "minilm", "vit-base")
 LARGE = "llama-1b"
 LARGE_REMOVED = (40, 50, 20)
+LARGE_LAST = (60, 30, 10)
+"""Percent that are removed from the large one, and those that can wait."""
+
+PLAIN = ("dense", "shared", "finegates")
 
 
 def cells(smoke: bool) -> list[Cell]:
@@ -25,6 +29,8 @@ def cells(smoke: bool) -> list[Cell]:
     found += _grid(40)
     for removed in REMOVED[1:]:
         found += _grid(removed)
+    found += [_cell(LARGE, removed, 1, 128, 1) for removed in LARGE_LAST]
+    found += [_cell(LARGE, 40, 8, 128, threads) for threads in (1, 2)]
     # What every model and share shares keeps the place where it came first.
     return list({cell.key: cell for cell in found}.values())
 
@@ -51,11 +57,24 @@ def _cell(model: str, removed: int, batch: int, tokens: int, threads: int) -> Ce
     return Cell(parameters, 3600 if model == LARGE else 1800)
 
 
+def variants(parameters: Parameters) -> tuple[str, ...]:
+    """What is measured in a cell.
+
+    FineGates with all of its gathers is measured where the README shows it; where the
+    model is large, for one share of it.
+    """
+    model, removed = parameters["model"], parameters["removed"]
+    if model.startswith("tiny"):
+        return PLAIN[:2]
+    shown = tables.shown(parameters) and (model != LARGE or removed == REMOVED[0])
+    return (*PLAIN, "gathers") if shown else PLAIN
+
+
 def measure(parameters: Parameters) -> Result:
     """One cell."""
     from benchmarks.limit.latency import latencies
 
-    return latencies(**parameters)
+    return latencies(**parameters, variants=variants(parameters))
 
 
 BENCHMARK = Benchmark(

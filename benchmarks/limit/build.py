@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.cache import cache
+from benchmarks.limit import files
 from benchmarks.machine import ROOT
 from benchmarks.shapes import build
 from fgcompile import GateConfig, gates, insert_gates, lower, status
@@ -58,15 +55,26 @@ class Built:
 
 
 def built(model: str, variant: str, removed: int) -> Built:
-    """The files of a variant, from the cache or made now by another process."""
+    """The files of a variant, from the cache or made now by another process.
+
+    They stay there until this process ends.
+
+    Raises:
+        RuntimeError: If they cannot be made; the message is that of the other process.
+    """
     name = f"{model}-{variant}" + ("" if variant == "dense" else f"-{removed}")
-    folder = _folder() / name
+    folder = files.hold(name)
     if not (folder / _FACTS).exists():
         command = [
             *(sys.executable, "-m", "benchmarks.limit.build"),
             *(model, variant, str(removed), str(folder)),
         ]
-        subprocess.run(command, cwd=ROOT, check=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode != 0:
+            sys.stderr.write(done.stderr)
+            last = (done.stderr.strip() or "it said nothing").splitlines()[-1]
+            raise RuntimeError(f"{name}: exit code {done.returncode}: {last}")
+        files.make_room()
     return read(folder)
 
 
@@ -75,24 +83,11 @@ def read(folder: Path) -> Built:
     return Built(**json.loads((folder / _FACTS).read_text(encoding="utf-8")))
 
 
-@functools.cache
-def _folder() -> Path:
-    """A folder for this state of the compiler; those of earlier states go."""
-    digest = hashlib.sha256(torch.__version__.encode())
-    for source in sorted([*ROOT.glob("fgcompile/**/*.py"), *ROOT.glob("passes/*.py")]):
-        digest.update(source.read_bytes())
-    folder = cache() / "limit" / digest.hexdigest()[:12]
-    for other in folder.parent.glob("*"):
-        if other != folder:
-            shutil.rmtree(other)
-    return folder
-
-
 def make(model: str, variant: str, removed: int, folder: Path) -> None:
     """Writes the ONNX file of a variant into `folder`, and facts about it."""
     torch.set_num_threads(1)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as name:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
         work = Path(name)
         program, counted, matrices = _MAKERS[variant](
             build(model), removed / 100, work / "model.onnx"
@@ -104,7 +99,6 @@ def make(model: str, variant: str, removed: int, folder: Path) -> None:
         count = sum(tensors[str(name)].numel() for name in names)
         file = str(folder / "model.onnx")
         facts = Built(file, count, counted, matrices, macs)
-        folder.mkdir(exist_ok=True)
         for part in work.iterdir():
             os.replace(part, folder / part.name)
         # What is read first is written last: it says that the rest is there.

@@ -2,65 +2,77 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import statistics
-import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import onnxruntime
 
 from benchmarks.cells import Result
 from benchmarks.limit.build import Built, built
+from benchmarks.limit.files import digest
+from benchmarks.limit.profile import profile
+from benchmarks.limit.sessions import runner, session
 from fgcompile.targets.timing import interleaved_times, undisturbed_clock
 
 SECONDS = 10.0
-LEAST = 5
+LEAST = 7
 LIMITS = {"llama-1b": 1.08}
 LIMIT = 1.05
 """Latency ratio over MAC ratio, above which a profile is taken."""
 
-_FEW = 20_000_000_000
-"""MACs of one run from which it is measured three times only."""
+_FEW = 400_000_000_000
+"""MACs of one run, which take a minute, from which it is measured three times only."""
 
-Feed = dict[str, np.ndarray[Any, Any]]
+_LARGE = 500_000_000
+"""Parameters from which no more than two sessions fit into memory."""
+
+Times = dict[str, list[float]]
 
 
 def latencies(
-    model: str, removed: int, batch: int, tokens: int, threads: int
+    model: str,
+    removed: int,
+    batch: int,
+    tokens: int,
+    threads: int,
+    variants: Sequence[str],
 ) -> Result:
     """Times of all variants, their ratios to the dense one, and where time is lost."""
-    variants = ["dense", "shared", "finegates"]
-    if removed == 40 and model != "llama-1b":
-        variants.append("gathers")
     files = {name: built(model, name, removed) for name in variants}
-    times = _times(files, batch, tokens, threads)
-    dense = times["dense"]
-    found: Result = {"threads": threads, "turns": len(dense), "variants": {}}
-    for name in variants:
-        found["variants"][name] = _facts(files, name, tokens) | {
-            "milliseconds": round(1000 * statistics.median(times[name]), 3),
-            "ratio": _ratio(times[name], dense),
-        }
+    found: Result = {"threads": threads, "files": digest(), "variants": {}}
+    for group in _groups(files):
+        times = _times(group, batch, tokens, threads)
+        for name in group:
+            if name not in found["variants"]:
+                found["variants"][name] = _facts(files, name, tokens) | {
+                    "turns": len(times[name]),
+                    "milliseconds": round(1000 * statistics.median(times[name]), 3),
+                    "ratio": _ratio(times[name], times["dense"]),
+                }
     shared = found["variants"]["shared"]
     found["over"] = shared["ratio"] / shared["mac_ratio"]
     if found["over"] > LIMITS.get(model, LIMIT):
-        pair = {name: files[name] for name in ("dense", "shared")}
-        found["profile"] = profiles(pair, batch, tokens, threads)
+        dense, pruned = (Path(files[name].file) for name in ("dense", "shared"))
+        left = shared["mac_ratio"]
+        found["profile"] = profile(dense, pruned, left, batch, tokens, threads)
     return found
 
 
-def _times(
-    files: dict[str, Built], batch: int, tokens: int, threads: int
-) -> dict[str, list[float]]:
-    calls = [_call(Path(f.file), batch, tokens, threads) for f in files.values()]
-    many = batch * files["dense"].macs[str(tokens)] > _FEW
-    least, warm_up = (3, 1) if many else (LEAST, 2)
-    clock = undisturbed_clock(threads)
-    times = interleaved_times(calls, SECONDS, least, warm_up, clock)
+def _groups(files: dict[str, Built]) -> list[dict[str, Built]]:
+    """What is measured together: all, or each with the dense one if that is large."""
+    if files["dense"].parameters < _LARGE:
+        return [files]
+    others = [name for name in files if name != "dense"]
+    return [{n: files[n] for n in ("dense", other)} for other in others]
+
+
+def _times(files: dict[str, Built], batch: int, tokens: int, threads: int) -> Times:
+    calls = [
+        runner(session(Path(one.file), threads), batch, tokens)
+        for one in files.values()
+    ]
+    few = batch * files["dense"].macs[str(tokens)] > _FEW
+    least, clock = 3 if few else LEAST, undisturbed_clock(threads)
+    times = interleaved_times(calls, SECONDS, least, 1, clock)
     return dict(zip(files, times, strict=True))
 
 
@@ -83,68 +95,3 @@ def _facts(files: dict[str, Built], name: str, tokens: int) -> Result:
         promised = macs - tokens * (1 - one.counted) * one.matrices
         found["promised_mac_ratio"] = round(promised / macs, 4)
     return found
-
-
-def _call(
-    file: Path, batch: int, tokens: int, threads: int, profile: Path | None = None
-) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    if profile is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(profile)
-    providers = ["CPUExecutionProvider"]
-    session = onnxruntime.InferenceSession(str(file), options, providers=providers)
-    call = functools.partial(session.run, None, feed(session, batch, tokens))
-    return call if profile is None else (call, session)
-
-
-def feed(session: onnxruntime.InferenceSession, batch: int, tokens: int) -> Feed:
-    """Tokens, full masks or random pictures."""
-    random = np.random.default_rng(0)
-    found: Feed = {}
-    for each in session.get_inputs():
-        free = iter((batch, tokens))
-        shape = [n if isinstance(n, int) else next(free) for n in each.shape]
-        if each.type == "tensor(float)":
-            found[each.name] = random.standard_normal(shape, np.float32)
-        elif each.name == "input_ids":
-            found[each.name] = random.integers(0, 100, shape)
-        else:
-            found[each.name] = np.full(shape, int("mask" in each.name))
-    return found
-
-
-def profiles(
-    files: dict[str, Built], batch: int, tokens: int, threads: int, runs: int = 5
-) -> dict[str, dict[str, float]]:
-    """Milliseconds of one run by operator type, for each file; medians."""
-    found = {}
-    for name, one in files.items():
-        with tempfile.TemporaryDirectory() as folder:
-            prefix = Path(folder) / "profile"
-            call, session = _call(Path(one.file), batch, tokens, threads, prefix)
-            found[name] = _by_operator(call, session, runs)
-    return found
-
-
-def _by_operator(
-    call: Callable[[], object], session: onnxruntime.InferenceSession, runs: int
-) -> dict[str, float]:
-    for _ in range(runs + 1):
-        call()
-    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    nodes = [
-        event
-        for event in events
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
-    ]
-    each = len(nodes) // (runs + 1)
-    totals: dict[str, list[float]] = {}
-    for run in range(1, runs + 1):  # the first one warms up
-        for event in nodes[run * each : (run + 1) * each]:
-            own = totals.setdefault(event["args"]["op_name"], [0.0] * runs)
-            own[run - 1] += event["dur"] / 1000
-    found = {name: round(statistics.median(own), 4) for name, own in totals.items()}
-    return dict(sorted(found.items(), key=lambda item: -item[1]))

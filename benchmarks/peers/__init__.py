@@ -6,20 +6,16 @@ from benchmarks.cells import Benchmark, Cell, Parameters, Result
 from benchmarks.peers import tables
 
 MODELS = ("bert", "gpt2", "llama", "vit")
-PEERS = ("fgcompile", "torch-pruning", "onnxsim", "torch.ao", "script")
+ROUNDS = 3
 
 
 def cells(smoke: bool) -> list[Cell]:
-    """Every peer on every model; on a tiny one alone without peers to install."""
+    """All tools on every model; on a tiny one alone without peers to install."""
     if smoke:
-        few = ("fgcompile", "script", "torch.ao")
-        return [
-            Cell({"model": "bert", "peer": peer, "small": True}, 300) for peer in few
-        ]
+        return [Cell({"model": "bert", "small": True, "rounds": 1}, 600)]
     return [
-        Cell({"model": model, "peer": peer, "small": False})
+        Cell({"model": model, "small": False, "rounds": ROUNDS}, 10_800)
         for model in MODELS
-        for peer in PEERS
     ]
 
 

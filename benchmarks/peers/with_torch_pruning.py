@@ -2,7 +2,9 @@
 
 Its pruner ranks by magnitude, so it takes the units that are zero. What writes the
 residual stream is left alone, and the number of heads is corrected afterwards, both as
-its examples do.
+its examples do. It is also run on feed-forward channels alone, with the matrices of
+queries, keys and values ignored, as its search for coupled heads does not end where
+queries share keys.
 """
 
 from __future__ import annotations
@@ -27,19 +29,22 @@ def prepare(folder: Path) -> Any:
     return load(folder)
 
 
-def prune(prepared: Any, folder: Path) -> str:
-    """Prunes heads and channels alike in all layers, and exports."""
+def prune(prepared: Any, folder: Path, heads: bool = True) -> str:
+    """Prunes heads, unless told not to, and channels in all layers, and exports."""
     import torch_pruning
 
     model, facts = prepared
     names = NAMES[facts["model"]]
-    heads, kv, size = heads_of(model)
+    queries, kv, size = heads_of(model)
     number_of: dict[Any, int] = {}
     ignored: list[Any] = []
     for layer in layers_of(model, names):
-        number_of[layer.get_submodule(names.q)] = heads
-        for part in {names.k, names.v} - {names.q}:
-            number_of[layer.get_submodule(part)] = kv
+        if heads:
+            number_of[layer.get_submodule(names.q)] = queries
+            for part in {names.k, names.v} - {names.q}:
+                number_of[layer.get_submodule(part)] = kv
+        else:
+            ignored += [layer.get_submodule(n) for n in (names.q, names.k, names.v)]
         ignored += [layer.get_submodule(names.o), layer.get_submodule(names.down)]
     pruner = torch_pruning.pruner.BasePruner(
         model,
@@ -48,7 +53,7 @@ def prune(prepared: Any, folder: Path) -> str:
         pruning_ratio=CUT,
         ignored_layers=ignored,
         num_heads=number_of,
-        prune_num_heads=True,
+        prune_num_heads=heads,
         prune_head_dims=False,
         head_pruning_ratio=CUT,
         output_transform=lambda output: output.last_hidden_state.sum(),
@@ -59,4 +64,4 @@ def prune(prepared: Any, folder: Path) -> str:
         width = getattr(rows, "in_features", None) or rows.weight.shape[0]
         set_heads(layer.get_submodule(names.attention), width // size)
     export(model, folder / "model.onnx")
-    return ""
+    return "" if heads else "feed-forward channels only"

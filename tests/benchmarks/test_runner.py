@@ -138,6 +138,22 @@ def test_nothing_is_left_of_what_takes_too_long(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
+def test_sessions_of_what_takes_too_long_end_with_it(tmp_path: Path) -> None:
+    mark, folder = tmp_path / "mark", str(tmp_path)
+    child = f"import time; time.sleep(3); open({str(mark)!r}, 'w')"
+    code = f"""
+import signal, sys
+from pathlib import Path
+from benchmarks.runner import call
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+call([sys.executable, "-c", {child!r}], Path({folder!r}) / "inner", 60)
+"""
+    assert call(code, tmp_path / "log", 2.0) is None
+    assert (tmp_path / "inner").exists()
+    time.sleep(3)
+    assert not mark.exists()
+
+
 def peak_of(work: Callable[[], object]) -> Peak:
     with peak_memory() as peak:
         work()

@@ -51,6 +51,8 @@ class _Run:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        # Threads that spin after a run would slow down the file whose turn it is.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 4
         try:
             self.session = onnxruntime.InferenceSession(
