@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -57,6 +58,10 @@ class Run:
         """Passes over the rows in full fine-tuning."""
         return SETTINGS[self.data.task].epochs
 
+    @property
+    def _dense_folder(self) -> Path:
+        return self.work / "dense" / f"{self.data.task}-s{self.seed}"
+
     def fresh(self) -> Any:
         """The pretrained encoder with a new classifier, from the seed."""
         set_seed(self.seed)
@@ -64,7 +69,7 @@ class Run:
 
     def teacher(self) -> Any:
         """The dense model of this task and seed, trained if it is not there."""
-        folder = self.work / "dense" / f"{self.data.task}-s{self.seed}"
+        folder = self._dense_folder
         if not (folder / "config.json").is_file():
             inner = Run(
                 self.data, 0.0, self.seed, self.work, self.dense, scale=self.scale
@@ -74,11 +79,20 @@ class Run:
         return AutoModelForSequenceClassification.from_pretrained(folder)
 
     def keep(self, model: Any) -> None:
-        """Saves `model` as the dense one of this task and seed."""
-        folder = self.work / "dense" / f"{self.data.task}-s{self.seed}"
-        partial = folder.with_suffix(".partial")
+        """Saves `model` as the dense one of this task and seed, in place of another.
+
+        A kill at any time leaves a whole folder or none: what it leaves beside it is
+        removed by the next call.
+        """
+        folder = self._dense_folder
+        partial, old = folder.with_suffix(".partial"), folder.with_suffix(".old")
+        for rest in (partial, old):
+            shutil.rmtree(rest, ignore_errors=True)
         model.save_pretrained(partial)
+        if folder.exists():
+            folder.rename(old)
         partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
 
     def steps(self, epochs: float) -> int:
         """Optimizer steps of so many passes."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from benchmarks.glue.__main__ import main
 from benchmarks.glue.plan import SEEDS, plan
 from benchmarks.glue.records import RESULTS, read_records
+from benchmarks.glue.rows import full
 from benchmarks.glue.table import markdown
+from benchmarks.glue.training import Run
 from tests.tiny_bert import WORDS, write_bert
 
 PAGE = Path(__file__).parents[2] / "docs" / "glue.md"
@@ -69,6 +72,25 @@ def test_the_page_is_that_of_the_records() -> None:
     if not records:
         pytest.skip(f"no records in {RESULTS}")
     assert PAGE.read_text(encoding="utf-8") == markdown(records)
+
+
+def test_a_dense_model_replaces_an_older_one(tmp_path: Path) -> None:
+    class Model:
+        def __init__(self, text: str) -> None:
+            self.text = text
+
+        def save_pretrained(self, folder: Path) -> None:
+            folder.mkdir(parents=True)
+            (folder / "config.json").write_text(self.text)
+
+    run = Run(cast(Any, SimpleNamespace(task="mrpc")), 0.0, 3, tmp_path, full)
+    file = tmp_path / "dense" / "mrpc-s3" / "config.json"
+    for killed in ("mrpc-s3.partial", "mrpc-s3.old"):
+        (tmp_path / "dense" / killed / "rest").mkdir(parents=True)
+    for text in ("first", "second"):
+        run.keep(Model(text))
+        assert file.read_text() == text
+    assert [f.name for f in (tmp_path / "dense").iterdir()] == ["mrpc-s3"]
 
 
 @pytest.mark.slow
