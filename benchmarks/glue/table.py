@@ -21,6 +21,7 @@ NAMES = {
     "accuracy": "accuracy",
     "f1": "F1",
     "matthews": "Matthews",
+    "pearson": "Pearson",
     "spearman": "Spearman",
 }
 INTRO = """\
