@@ -117,6 +117,11 @@ def shared_full(run: Run) -> nn.Module:
     return _prune_and_recover(run, run.fresh(), GateConfig(), teacher=None)
 
 
+def shared_dense(run: Run) -> nn.Module:
+    """The same from the dense model, which does not teach."""
+    return _prune_and_recover(run, run.teacher(), GateConfig(), teacher=None)
+
+
 def shared_distilled(run: Run) -> nn.Module:
     """The same from the dense model, which also teaches."""
     model = run.teacher()
@@ -161,6 +166,7 @@ ROWS = {
     "shared-lora": Row("shared gates, low rank", shared_low_rank, 0.4),
     "cofi": Row("hard-concrete, CoFi's Lagrangian", cofi, 0.5),
     "shared-full": Row("shared gates, all weights", shared_full, 0.5),
+    "shared-dense": Row("shared gates, from dense, no teacher", shared_dense, 0.5),
     "shared-distilled": Row("shared gates, distilled", shared_distilled, 0.5),
 }
 

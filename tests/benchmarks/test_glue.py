@@ -17,6 +17,7 @@ from benchmarks.glue.table import markdown
 from benchmarks.glue.training import Run
 from tests.tiny_bert import WORDS, write_bert
 
+TAUGHT = ("shared-distilled", "shared-dense")
 PAGE = Path(__file__).parents[2] / "docs" / "glue.md"
 
 
@@ -34,12 +35,19 @@ def test_every_row_is_planned_for_three_tasks_and_dense_models_come_first() -> N
     jobs = plan()
     assert len({job.name for job in jobs}) == len(jobs)
     for task in ("mrpc", "cola", "stsb"):
-        assert len({job.row for job in jobs if job.task == task}) == 11
+        assert len({job.row for job in jobs if job.task == task}) == 12
     dense: set[tuple[str, int]] = set()
     for job in jobs:
         if job.row == "full":
             dense.add((job.task, job.seed))
-        assert job.row != "shared-distilled" or (job.task, job.seed) in dense
+        assert job.row not in TAUGHT or (job.task, job.seed) in dense
+    for task in ("mrpc", "stsb"):
+        # The same levels with and without a teacher, and nothing else differs.
+        levels = [
+            {j.removed for j in jobs if (j.task, j.row, j.seed) == (task, row, 0)}
+            for row in TAUGHT
+        ]
+        assert levels[0] & levels[1] == {0.4, 0.5, 0.6}
     best = [j for j in jobs if (j.task, j.removed) == ("mrpc", 0.5)]
     seeds = {j.seed for j in best if j.row == "shared-distilled"}
     assert seeds == {0, *SEEDS}
