@@ -27,10 +27,10 @@ _INTRO = f"""\
 ## What was aimed at
 
 Set in advance: "{ROWS[BEST].title}" loses nothing on average over the tasks with
-50 % of the linear parameters of the encoder removed, at most one point with 65 %, and at
-most three with 80 %. The difference is that to full fine-tuning, in points of the mean of
-the task's metrics, over the seeds that both have. *Removed* is the least that is gone in
-one of these runs.
+50 % of the linear parameters of the encoder removed, at most one point with 65 %, and
+at most three with 80 %. The difference is that to full fine-tuning, in points of the
+mean of the task's metrics, over the seeds that both have. *Removed* is the least that
+is gone in one of these runs.
 """
 _TEACHER = """\
 ## What the teacher buys
