@@ -14,6 +14,7 @@ SCRIPTS = {
     "int8": "What int8 weights cost in accuracy and save in time",
     "latency_budget": "Whether a latency budget keeps its word",
     "large_checkpoint": "Time and memory of lowering a checkpoint of gigabytes",
+    "method_times": "Latency with random gates, and time to switch adapters",
     "runtimes": "Latency of MiniLM in three runtimes, beside the ratio of MACs",
     "stories": "Loss against removed parameters, for every method",
     "training_cost": "Time and memory of a training step, method by method",

