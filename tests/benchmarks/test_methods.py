@@ -10,6 +10,8 @@ import torch
 import transformers
 
 from benchmarks import method_times, stories, training_cost
+from benchmarks.glue.records import read_json
+from benchmarks.stories_page import text
 
 
 @pytest.fixture
@@ -26,23 +28,42 @@ def llama(tmp_path: Path) -> Path:
     return tmp_path / "llama"
 
 
+def test_the_page_of_stories_is_that_of_the_records() -> None:
+    found = {"runs": []} | read_json(stories.RESULTS)
+    written = text(found, list(stories.METHODS), stories.LEVELS)
+    assert stories.PAGE.read_text(encoding="utf-8") == written
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_every_method_tells_stories(llama: Path, tmp_path: Path) -> None:
     ids = tmp_path / "ids.json"
     ids.write_text(json.dumps(torch.randint(0, 32, (10, 300)).tolist()))
-    results, drawn = tmp_path / "results.json", tmp_path / "plot.svg"
-    options = ["--steps", "6", "--levels", "0.5", "--results", str(results)]
+    results, page = tmp_path / "results.json", tmp_path / "docs" / "stories.md"
+    options = ["--steps", "6", "--levels", "0.4", "--results", str(results)]
     stories.main([*options, "--model", str(llama), "--ids", str(ids)])
     found = json.loads(results.read_text())
-    assert {run["method"] for run in found["runs"]} == set(stories.METHODS)
+    assert {r["method"] for r in found["runs"]} == {stories.DENSE, *stories.METHODS}
     for run in found["runs"]:
         assert run["difference"] < 1e-4
         assert run["loss"] == pytest.approx(found["dense_loss"], abs=1.0)
-        met = run["method"] == "FineGates as published"  # has no budget to meet
-        assert met or run["removed_share"] > 0.3
-    stories.main([*options, "--plot", str(drawn)])
-    assert drawn.read_text().count("<svg") == 1
+    removed = {run["method"]: run["removed_share"] for run in found["runs"]}
+    assert removed.pop(stories.DENSE) == 0.0
+    removed.pop("FineGates as published")  # has no budget to meet
+    assert removed.pop("PST, structured") > 0.2  # whole units of every group alone
+    # A unit at most beyond the level: a pair of heads is a fortieth of the model.
+    assert removed == pytest.approx(dict.fromkeys(removed, 0.41), abs=0.02)
+
+    page.parent.mkdir()
+    stories.main([*options, "--page", str(page)])
+    drawn = page.parent / "benchmarks" / "stories.svg"
+    first = drawn.read_bytes()
+    assert first.count(b"<svg") == 1
+    stories.main([*options, "--page", str(page)])
+    assert drawn.read_bytes() == first
+    line = next(x for x in page.read_text().splitlines() if "random units" in x)
+    assert line.startswith("| random units | not run | not run | not run | ")
+    assert line.endswith("%) |")
 
 
 @pytest.mark.slow
