@@ -13,7 +13,7 @@ from benchmarks.glue.__main__ import main
 from benchmarks.glue.data import SETTINGS
 from benchmarks.glue.plan import BEST, SEEDS, Job, plan
 from benchmarks.glue.records import RESULTS, read_records
-from benchmarks.glue.rows import full
+from benchmarks.glue.rows import full, recovery
 from benchmarks.glue.table import markdown
 from benchmarks.glue.training import Run
 from examples.glue import TASKS
@@ -54,6 +54,11 @@ def test_every_row_is_planned_for_three_tasks_and_dense_models_come_first() -> N
     seeds = {j.seed for j in best if j.row == "shared-distilled"}
     assert seeds == {0, *SEEDS}
     assert {j.row for j in plan(("sst2",), ("lora", "pst"))} == {"lora"}
+
+
+def test_more_is_recovered_where_more_is_gone() -> None:
+    passes = [recovery(removed) for removed in (0.4, 0.5, 0.65, 0.8)]
+    assert passes == pytest.approx([1.2, 1.2, 1.8, 2.4])
 
 
 def test_seeds_become_mean_and_deviation() -> None:
