@@ -10,6 +10,7 @@ NAMES = ("limit", "peers", "compile")
 """Those made of cells: their modules hold a `BENCHMARK`."""
 
 SCRIPTS = {
+    "claims": "Whether claims of the papers hold on a small network",
     "glue": "The methods of the papers on GLUE: accuracy against size",
     "int8": "What int8 weights cost in accuracy and save in time",
     "latency_budget": "Whether a latency budget keeps its word",
