@@ -19,6 +19,7 @@ import fgcompile
 from benchmarks.glue.data import SETTINGS, TaskData
 from fgcompile import methods
 from fgcompile.gates import find_container
+from fgcompile.methods.distillation import DistillHook
 
 logger = logging.getLogger("benchmarks.glue")
 
@@ -150,6 +151,7 @@ class Run:
                 "step_cpu_s": statistics.median(times),
                 "wall_s": time.perf_counter() - start,
                 "loss": statistics.fmean(losses[-self.data.steps_per_epoch :]),
+                "distances": distances(model),
             }
         )
 
@@ -195,11 +197,20 @@ def _factor(step: int, steps: int, decay: tuple[float, float]) -> float:
     return min(1.0, (step + 1) / warm) * (decay[0] + (decay[1] - decay[0]) * along)
 
 
+def distances(model: nn.Module) -> dict[str, float]:
+    """To the teacher in the last step, by what is compared; empty without one."""
+    hooks = model._forward_hooks.values()
+    found = [hook.last for hook in hooks if isinstance(hook, DistillHook)]
+    return {name: float(value) for last in found for name, value in last.items()}
+
+
 def _log(model: nn.Module, step: int, steps: int, loss: float) -> None:
     words = f"step {step} of {steps}, loss {loss:.4f}"
     if find_container(model) is not None:
         cost = fgcompile.status(model)["cost"]["params"]
         words += f", {cost:.1%} of the gated parameters open"
+    for name, value in distances(model).items():
+        words += f", {name} {value:.3f} from the teacher's"
     if methods.find_pst(model) is not None:
         words += f", {methods.pst_status(model)['zeros']:.1%} masked"
     logger.info(words)

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
+from transformers import BertForSequenceClassification
 
 from benchmarks.glue.__main__ import main
 from benchmarks.glue.data import SETTINGS
@@ -15,8 +17,9 @@ from benchmarks.glue.plan import BEST, SEEDS, Job, plan
 from benchmarks.glue.records import RESULTS, read_records
 from benchmarks.glue.rows import full, recovery
 from benchmarks.glue.table import markdown
-from benchmarks.glue.training import Run
+from benchmarks.glue.training import Run, distances
 from examples.glue import TASKS
+from fgcompile import methods
 from tests.tiny_bert import WORDS, write_bert
 
 TAUGHT = ("shared-distilled", "shared-dense")
@@ -158,6 +161,20 @@ def test_a_dense_model_replaces_an_older_one(tmp_path: Path) -> None:
     assert [f.name for f in (tmp_path / "dense").iterdir()] == ["mrpc-s3"]
 
 
+def test_records_say_how_far_the_teacher_is(tmp_path: Path) -> None:
+    folder = write_bert(tmp_path)
+    model, teacher = (
+        BertForSequenceClassification.from_pretrained(folder) for _ in range(2)
+    )
+    batch = {"input_ids": torch.arange(12).view(2, 6), "labels": torch.tensor([0, 1])}
+    assert distances(model) == {}
+    methods.distill(model, teacher)
+    model.train()(**batch)
+    found = distances(model)
+    assert found.keys() == {"logits", "hidden"}
+    assert min(found.values()) > 0  # the heads are new, and dropout is on
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_second_call_only_does_what_is_missing(tmp_path: Path) -> None:
@@ -176,6 +193,7 @@ def test_a_second_call_only_does_what_is_missing(tmp_path: Path) -> None:
     assert half["removed_share"] == pytest.approx(0.5, abs=0.03)
     assert half["metrics"] == pytest.approx(half["metrics_onnxruntime"])
     assert half["stages"][1]["parameters"] < half["stages"][0]["parameters"]
+    assert half["stages"][1]["distances"].keys() == {"logits", "hidden"}
 
     kept = tmp_path / "results" / "mrpc-full-s0.json"
     kept.write_text(json.dumps(results["mrpc-full-s0"] | {"seconds": -1.0}))
