@@ -8,6 +8,8 @@
 rows and columns, which need gathers and scatters, beside one shared gate per group.
 Timing needs no training. `switching`: time to exchange one adapter for another on the
 CPU, S2FT's block beside LoRA's dense update of equally many parameters.
+
+Both print a table, and keep their figures in benchmarks/results/method-times.json.
 """
 
 from __future__ import annotations
@@ -29,38 +31,40 @@ from torch import Tensor, nn
 
 import fgcompile
 from benchmarks.glue.latency import latencies
+from benchmarks.glue.records import read_json, write_json
+from benchmarks.machine import load_average, machine, versions
 from examples.embeddings import Embedder, minilm_folder
 from fgcompile import GateConfig
 from fgcompile.methods import S2ftAdapter, S2ftEntry, fuse, switch
-from fgcompile.targets.timing import median_times
+from fgcompile.targets.timing import median_times, undisturbed_clock
 
+RESULTS = Path(__file__).parent / "results" / "method-times.json"
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 COUPLINGS = ("none", "shared")
 WIDTHS = (1024, 2048, 4096, 8192)
 RANK = 16
 
 
-def compaction(options: argparse.Namespace) -> Table:
+def compaction(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Latency and parameters that are left, by closed share and kind of gates."""
-    table = Table("closed", *(f"{c}: {w}" for c in COUPLINGS for w in ("time", "left")))
     with tempfile.TemporaryDirectory() as name:
         made = {
             (share, coupling): _closed(Path(name), share, coupling)
-            for share in track(SHARES, "lower", transient=True)
+            for share in track(options.shares, "lower", transient=True)
             for coupling in COUPLINGS
         }
         times = latencies([file for file, _ in made.values()], options.threads)
     timed = dict(zip(made, times, strict=True))
-    for share in SHARES:
-        cells = []
-        for coupling in COUPLINGS:
-            key, dense = (share, coupling), (0.0, coupling)
-            cells += [
-                f"{timed[key] / timed[dense]:.3f}",
-                f"{made[key][1] / made[dense][1]:.1%}",
-            ]
-        table.add_row(f"{share:.0%}", *cells)
-    return table
+    return [
+        {
+            "closed": share,
+            "coupling": coupling,
+            "ms": 1000 * timed[share, coupling],
+            "relative": timed[share, coupling] / timed[options.shares[0], coupling],
+            "left": parameters / made[options.shares[0], coupling][1],
+        }
+        for (share, coupling), (_, parameters) in made.items()
+    ]
 
 
 def _closed(folder: Path, share: float, coupling: Any) -> tuple[Path, int]:
@@ -79,18 +83,24 @@ def _closed(folder: Path, share: float, coupling: Any) -> tuple[Path, int]:
     return folder / f"{share}-{coupling}.onnx", sum(p.numel() for p in parameters)
 
 
-def switching(options: argparse.Namespace) -> Table:
+def switching(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Time of a switch, by the width of a square matrix."""
-    table = Table("width", "S2FT", "LoRA", "of LoRA")
-    for width in track(WIDTHS, "switch", transient=True):
-        sparse, low_rank = median_times([_s2ft(width), _lora(width)])
-        table.add_row(
-            f"{width}",
-            f"{1000 * sparse:.2f} ms",
-            f"{1000 * low_rank:.2f} ms",
-            f"{sparse / low_rank:.3f}",
-        )
-    return table
+    return [
+        switch_times(width, options.threads)
+        for width in track(options.widths, "switch", transient=True)
+    ]
+
+
+def switch_times(width: int, threads: int = 1) -> dict[str, Any]:
+    """Of one matrix: exchanging blocks of columns, and products of LoRA [ms]."""
+    clock = undisturbed_clock(threads)
+    sparse, low_rank = median_times([_s2ft(width), _lora(width)], clock=clock)
+    return {
+        "width": width,
+        "s2ft_ms": 1000 * sparse,
+        "lora_ms": 1000 * low_rank,
+        "relative": sparse / low_rank,
+    }
 
 
 def _s2ft(width: int) -> Callable[[], object]:
@@ -127,19 +137,46 @@ def _lora(width: int) -> Callable[[], object]:
     return once
 
 
+def shown(records: list[dict[str, Any]]) -> Table:
+    """The figures as a table, one row a record."""
+    table = Table(*records[0])
+    for record in records:
+        table.add_row(*(_cell(value) for value in record.values()))
+    return table
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Prints one of the tables."""
+    """Prints one of the tables, and keeps its figures."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.method_times",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    tables = {"compaction": compaction, "switching": switching}
-    parser.add_argument("what", choices=tables)
+    measures = {"compaction": compaction, "switching": switching}
+    numbers = lambda kind: lambda text: tuple(map(kind, text.split(",")))  # noqa: E731
+    parser.add_argument("what", choices=measures)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--shares", type=numbers(float), default=SHARES)
+    parser.add_argument("--widths", type=numbers(int), default=WIDTHS)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    Console().print(tables[options.what](options))
+    before = load_average()
+    records = measures[options.what](options)
+    found = read_json(options.results) | {
+        options.what: {
+            "machine": machine() | {"load_average": [before, load_average()]},
+            "versions": versions(),
+            "threads": options.threads,
+            "records": records,
+        }
+    }
+    write_json(options.results, found)
+    Console().print(shown(records))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ matplotlib.use("svg")
 matplotlib.rcParams.update({"svg.hashsalt": "fgcompile", "svg.fonttype": "none"})
 
 
-def figure(columns: int = 1) -> tuple[Any, list[Any]]:
+def figure(columns: int = 1, scale: float = 1.0) -> tuple[Any, list[Any]]:
     """A picture with axes side by side."""
-    size = (4.5 * columns, 3.4)
+    size = (4.5 * columns * scale, 3.4 * scale)
     picture, axes = pyplot.subplots(1, columns, figsize=size, squeeze=False)
     return picture, list(axes[0])
 

@@ -5,8 +5,8 @@
 The model is a Llama of 260 thousand parameters that writes children's stories; the file
 holds stories as lists of its tokens. Every method trains on the first four fifths of
 them and is scored, in nats a token, on the rest. One record a run stays in
-benchmarks/results/stories.json; a second call does what is missing, and `--plot FILE`
-draws what is there.
+benchmarks/results/stories.json; a second call does what is missing, and `--page` writes
+docs/stories.md and its plot from what is there.
 """
 
 from __future__ import annotations
@@ -30,12 +30,15 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 import fgcompile
-from benchmarks.glue.records import write_json
+from benchmarks.glue.records import read_json, write_json
+from benchmarks.machine import ROOT
+from benchmarks.stories_page import DENSE, picture, text
 from fgcompile import Budget, GateConfig, methods
 
 RESULTS = Path(__file__).parent / "results" / "stories.json"
+PAGE = ROOT / "docs" / "stories.md"
 LEVELS = (0.1, 0.2, 0.3, 0.4)
-"""Fractions of the parameters in heads and hidden channels that are to go."""
+"""Fractions of all parameters of the model that are to go."""
 
 LENGTH, BATCH, STEPS = 128, 8, 400
 WEIGHTS_LR, FEW_LR = 5e-4, 5e-3
@@ -72,9 +75,17 @@ class Run:
     seed: int
     steps: int
 
+    @property
+    def share(self) -> float:
+        """Of the level, in the parameters that heads and hidden channels hold."""
+        groups = list(fgcompile.gates(_closable(self)).values())
+        held = sum(float(gate.params.sum()) for gate in groups)
+        return self.level * count(self.dense) / held
+
     def gated(self, config: GateConfig | None = None, ascent: float = 0.0) -> Any:
         """The model with shared gates that meet the level half-way."""
-        budget = Budget(params=1 - self.level, steps=self.steps // 2, ascent=ascent)
+        limit = {"params": 1 - self.level, "of": "model"}
+        budget = Budget(**limit, steps=self.steps // 2, ascent=ascent)
         config = replace(config or GateConfig(), budget=budget, seed=self.seed)
         return fgcompile.insert_gates(copy.deepcopy(self.dense), config=config)
 
@@ -98,25 +109,44 @@ class Run:
 def random_units(run: Run) -> nn.Module:
     """Random units of every group, nothing is trained."""
     generator = torch.Generator().manual_seed(run.seed)
-    model = _closable(run)
-    for gate in fgcompile.gates(model).values():
-        order = torch.randperm(gate.size, generator=generator)
-        gate.close(order[: round(run.level * gate.size)])
-    return model
+    return _close(run, lambda name, size: torch.randperm(size, generator=generator))
 
 
 def small_units(run: Run) -> nn.Module:
     """The units of every group whose weights are smallest, nothing is trained."""
-    model = _closable(run)
     found = {group.name: group for group in fgcompile.analyze(run.dense).groups}
-    for name, gate in fgcompile.gates(model).items():
-        size = torch.zeros(gate.size)
+
+    def order(name: str, size: int) -> Tensor:
+        norms = torch.zeros(size)
         for member in found[name].members:
             weight = run.dense.get_parameter(member.parameter).detach()
             along = weight.square().transpose(0, member.dim).flatten(1).sum(1)
             has = member.index >= 0
-            size.index_add_(0, member.index[has], along[has])
-        gate.close(size.argsort()[: round(run.level * gate.size)])
+            norms.index_add_(0, member.index[has], along[has])
+        return norms.argsort()
+
+    return _close(run, order)
+
+
+def _close(run: Run, order: Callable[[str, int], Tensor]) -> Any:
+    """The model without the first units of every group, alike in all of them.
+
+    Unit by unit until the level is reached: heads are few, so the same fraction of
+    each group would be far from it.
+    """
+    model = _closable(run)
+    gates = fgcompile.gates(model)
+    turns = sorted(
+        ((place + number / len(gates)) / gate.size, name, int(unit))
+        for number, (name, gate) in enumerate(gates.items())
+        for place, unit in enumerate(order(name, gate.size), 1)
+    )
+    left = run.level * count(run.dense)
+    for _, name, unit in turns:
+        if left <= 0:
+            break
+        left -= float(gates[name].params[unit])
+        gates[name].close([unit])
     return model
 
 
@@ -131,6 +161,11 @@ def low_rank(run: Run) -> nn.Module:
     """Shared gates with a budget; the weights adapt by updates of rank 4."""
     model = methods.insert_low_rank(run.gated(), rank=4)
     return run.fit(model, FEW_LR)
+
+
+def trained_on(run: Run) -> nn.Module:
+    """Nothing is removed: the dense model, trained for as many steps."""
+    return run.fit(copy.deepcopy(run.dense), WEIGHTS_LR)
 
 
 def whole(run: Run) -> nn.Module:
@@ -153,7 +188,7 @@ def cofi(run: Run) -> nn.Module:
 def published(run: Run) -> nn.Module:
     """FineGates as published, at the rate of its post-training; frozen weights."""
     config = GateConfig.paper_finegates_posttrain()
-    config = replace(config, target_sparsity=run.level, seed=run.seed)
+    config = replace(config, target_sparsity=run.share, seed=run.seed)
     model = fgcompile.insert_gates(copy.deepcopy(run.dense), config=config)
     _only_gates(model)
     return run.fit(model, 1e-2)
@@ -162,7 +197,7 @@ def published(run: Run) -> nn.Module:
 def pst(run: Run) -> nn.Module:
     """PST with whole units; only its small matrices are trained."""
     config = methods.PstConfig(
-        steps=run.steps, sparsity=run.level, structured=True, seed=run.seed
+        steps=run.steps, sparsity=run.share, structured=True, seed=run.seed
     )
     model = methods.insert_pst(copy.deepcopy(run.dense), config)
     return methods.bake_pst(run.fit(model, FEW_LR))
@@ -179,6 +214,11 @@ METHODS: dict[str, Callable[[Run], nn.Module]] = {
     "shared gates, all weights": whole,
     "shared gates, distilled": distilled,
 }
+
+
+def count(model: nn.Module) -> int:
+    """Parameters, those that are shared once."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _closable(run: Run) -> Any:
@@ -204,11 +244,10 @@ def loss_of(model: Any, rows: Tensor) -> float:
 def record_of(method: str, run: Run) -> dict[str, Any]:
     """Trains and lowers; what is left, and how good it is."""
     torch.manual_seed(run.seed)
-    model = METHODS[method](run).eval()
+    recipe = trained_on if method == DENSE else METHODS[method]
+    model = recipe(run).eval()
     lowered = fgcompile.lower(model)
-    before, after = (
-        sum(p.numel() for p in m.parameters()) for m in (run.dense, lowered.model)
-    )
+    before, after = count(run.dense), count(lowered.model)
     return {
         "method": method,
         "level": run.level,
@@ -221,23 +260,6 @@ def record_of(method: str, run: Run) -> dict[str, Any]:
     }
 
 
-def plot(found: dict[str, Any], path: Path) -> None:
-    """Loss over the removed share of all parameters, one line a method."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axes = figure.subplots()
-    for method in METHODS:
-        runs = [run for run in found["runs"] if run["method"] == method]
-        points = sorted((100 * run["removed_share"], run["loss"]) for run in runs)
-        if points:
-            axes.plot(*zip(*points, strict=True), marker="o", label=method)
-    axes.axhline(found["dense_loss"], ls=":", color="black", label="dense")
-    axes.set(xlabel="parameters removed [%]", ylabel="loss [nats a token]")
-    axes.legend(fontsize="small")
-    figure.savefig(path)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Does what is missing."""
     options = _options(arguments)
@@ -245,13 +267,14 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_flush_denormal(True)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    found: dict[str, Any] = {"runs": []}
-    if options.results.is_file():
-        found = json.loads(options.results.read_text(encoding="utf-8"))
+    found = {"runs": []} | read_json(options.results)
     if options.model is not None:
         _train(found, options)
-    if options.plot is not None:
-        plot(found, options.plot)
+    if options.page is not None:
+        page = text(found, list(METHODS), LEVELS)
+        options.page.write_text(page, encoding="utf-8")
+        if found["runs"]:
+            picture(found, list(METHODS), options.page.parent / "benchmarks")
 
 
 def _train(found: dict[str, Any], options: argparse.Namespace) -> None:
@@ -259,7 +282,8 @@ def _train(found: dict[str, Any], options: argparse.Namespace) -> None:
     dense = AutoModelForCausalLM.from_pretrained(options.model).eval()
     found["dense_loss"] = loss_of(dense, data.test)
     done = {(run["method"], run["level"]) for run in found["runs"]}
-    jobs = [(m, level) for level in options.levels for m in METHODS]
+    jobs = [(DENSE, 0.0)]
+    jobs += [(m, level) for level in options.levels for m in METHODS]
     for method, level in track([job for job in jobs if job not in done], "train"):
         run = Run(dense, data, level, 0, options.steps)
         found["runs"].append(record_of(method, run))
@@ -276,7 +300,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=None, help="folder; to train")
     parser.add_argument("--ids", type=Path, default=None, help="lists of tokens, JSON")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--plot", type=Path, default=None, help="PNG or SVG to write")
+    parser.add_argument(
+        "--page", type=Path, nargs="?", const=PAGE, default=None, help="to write"
+    )
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument(
         "--levels",

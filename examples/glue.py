@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 
@@ -31,7 +31,7 @@ TASKS = {
     "qqp": Task(("question1", "question2"), 2, ("accuracy", "f1")),
     "rte": Task(("sentence1", "sentence2"), 2),
     "sst2": Task(("sentence",), 2),
-    "stsb": Task(("sentence1", "sentence2"), 1, ("spearman",)),
+    "stsb": Task(("sentence1", "sentence2"), 1, ("pearson", "spearman")),
     "wnli": Task(("sentence1", "sentence2"), 2),
 }
 
@@ -39,6 +39,7 @@ METRICS = {
     "accuracy": lambda answers, labels: accuracy_score(labels, answers),
     "f1": lambda answers, labels: f1_score(labels, answers),
     "matthews": lambda answers, labels: matthews_corrcoef(labels, answers),
+    "pearson": lambda answers, labels: pearsonr(answers, labels).statistic,
     "spearman": lambda answers, labels: spearmanr(answers, labels).statistic,
 }
 

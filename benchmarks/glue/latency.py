@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fgcompile.targets.onnx import onnx_session
-from fgcompile.targets.timing import median_times
+from fgcompile.targets.timing import median_times, undisturbed_clock
 
 BATCH, LENGTH = 1, 128
 SECONDS = 15.0
@@ -24,7 +24,7 @@ def latencies(files: Sequence[Path], threads: int) -> list[float]:
         session = onnx_session(file, threads)
         feed = {value.name: _values(value.name) for value in session.get_inputs()}
         calls.append(functools.partial(session.run, None, feed))
-    return median_times(calls, SECONDS)
+    return median_times(calls, SECONDS, undisturbed_clock(threads))
 
 
 def relative(record: dict[str, Any], models: Path, threads: int) -> dict[str, float]:

@@ -18,6 +18,14 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote there; empty if it never did."""
+    if not path.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
 def read_records(folder: Path) -> list[dict[str, Any]]:
     """All records in `folder`, each with the `name` of its file."""
     return [

@@ -24,7 +24,11 @@ SMALL_EPOCHS = 1.6
 """Passes of rows that train few parameters, relative to full fine-tuning."""
 
 PRUNE, RECOVER = 0.6, 1.2
-"""Passes until a budget is met, and after it, relative to full fine-tuning."""
+"""Passes until a budget is met, and at least after it, relative to full fine-tuning."""
+
+RECOVER_LR = 1e-4
+"""Peak rate of the smaller model. Small BERTs are commonly trained at higher rates than
+large ones; every row that recovers has the same, with a teacher or without."""
 
 Recipe = Callable[[Run], nn.Module]
 
@@ -117,6 +121,11 @@ def shared_full(run: Run) -> nn.Module:
     return _prune_and_recover(run, run.fresh(), GateConfig(), teacher=None)
 
 
+def shared_dense(run: Run) -> nn.Module:
+    """The same from the dense model, which does not teach."""
+    return _prune_and_recover(run, run.teacher(), GateConfig(), teacher=None)
+
+
 def shared_distilled(run: Run) -> nn.Module:
     """The same from the dense model, which also teaches."""
     model = run.teacher()
@@ -161,8 +170,17 @@ ROWS = {
     "shared-lora": Row("shared gates, low rank", shared_low_rank, 0.4),
     "cofi": Row("hard-concrete, CoFi's Lagrangian", cofi, 0.5),
     "shared-full": Row("shared gates, all weights", shared_full, 0.5),
+    "shared-dense": Row("shared gates, from dense, no teacher", shared_dense, 0.5),
     "shared-distilled": Row("shared gates, distilled", shared_distilled, 0.5),
 }
+
+
+def recovery(removed: float) -> float:
+    """Passes after the budget is met: more where more is gone, as steps cost less.
+
+    1.2 up to 50 %, 1.8 at 65 %, 2.4 at 80 %, relative to full fine-tuning.
+    """
+    return max(RECOVER, 4 * removed - 0.8)
 
 
 def _is_gated_bias(name: str) -> bool:
@@ -192,9 +210,11 @@ def _prune_and_recover(
     """Trains under gates until the budget is met, then the smaller model itself.
 
     The selection is final once a budget is met, so nothing is lost by lowering there,
-    and every later step is as much faster as the model is smaller.
+    and every later step is as much faster as the model is smaller. Logits, hidden
+    states and the task count alike: while 80 % of MRPC's model went, their terms were
+    about 0.1, 0.17 and 0.5.
     """
-    prune, recover = PRUNE * run.epochs, RECOVER * run.epochs
+    prune, recover = PRUNE * run.epochs, recovery(run.removed) * run.epochs
     model = _gated(run, model, 0.9 * prune, config, ascent)
     if teacher is not None:
         methods.distill(model, teacher)
@@ -206,5 +226,5 @@ def _prune_and_recover(
         parameter.requires_grad_(True)
     if teacher is not None:
         methods.distill(small, teacher)
-    run.fit(small, recover, FULL_LR)
+    run.fit(small, recover, RECOVER_LR)
     return methods.remove_distillation(small)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -18,6 +19,7 @@ import fgcompile
 from benchmarks.glue.data import SETTINGS, TaskData
 from fgcompile import methods
 from fgcompile.gates import find_container
+from fgcompile.methods.distillation import DistillHook
 
 logger = logging.getLogger("benchmarks.glue")
 
@@ -57,6 +59,10 @@ class Run:
         """Passes over the rows in full fine-tuning."""
         return SETTINGS[self.data.task].epochs
 
+    @property
+    def _dense_folder(self) -> Path:
+        return self.work / "dense" / f"{self.data.task}-s{self.seed}"
+
     def fresh(self) -> Any:
         """The pretrained encoder with a new classifier, from the seed."""
         set_seed(self.seed)
@@ -64,7 +70,7 @@ class Run:
 
     def teacher(self) -> Any:
         """The dense model of this task and seed, trained if it is not there."""
-        folder = self.work / "dense" / f"{self.data.task}-s{self.seed}"
+        folder = self._dense_folder
         if not (folder / "config.json").is_file():
             inner = Run(
                 self.data, 0.0, self.seed, self.work, self.dense, scale=self.scale
@@ -74,11 +80,20 @@ class Run:
         return AutoModelForSequenceClassification.from_pretrained(folder)
 
     def keep(self, model: Any) -> None:
-        """Saves `model` as the dense one of this task and seed."""
-        folder = self.work / "dense" / f"{self.data.task}-s{self.seed}"
-        partial = folder.with_suffix(".partial")
+        """Saves `model` as the dense one of this task and seed, in place of another.
+
+        A kill at any time leaves a whole folder or none: what it leaves beside it is
+        removed by the next call.
+        """
+        folder = self._dense_folder
+        partial, old = folder.with_suffix(".partial"), folder.with_suffix(".old")
+        for rest in (partial, old):
+            shutil.rmtree(rest, ignore_errors=True)
         model.save_pretrained(partial)
+        if folder.exists():
+            folder.rename(old)
         partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
 
     def steps(self, epochs: float) -> int:
         """Optimizer steps of so many passes."""
@@ -136,6 +151,7 @@ class Run:
                 "step_cpu_s": statistics.median(times),
                 "wall_s": time.perf_counter() - start,
                 "loss": statistics.fmean(losses[-self.data.steps_per_epoch :]),
+                "distances": distances(model),
             }
         )
 
@@ -181,11 +197,20 @@ def _factor(step: int, steps: int, decay: tuple[float, float]) -> float:
     return min(1.0, (step + 1) / warm) * (decay[0] + (decay[1] - decay[0]) * along)
 
 
+def distances(model: nn.Module) -> dict[str, float]:
+    """To the teacher in the last step, by what is compared; empty without one."""
+    hooks = model._forward_hooks.values()
+    found = [hook.last for hook in hooks if isinstance(hook, DistillHook)]
+    return {name: float(value) for last in found for name, value in last.items()}
+
+
 def _log(model: nn.Module, step: int, steps: int, loss: float) -> None:
     words = f"step {step} of {steps}, loss {loss:.4f}"
     if find_container(model) is not None:
         cost = fgcompile.status(model)["cost"]["params"]
         words += f", {cost:.1%} of the gated parameters open"
+    for name, value in distances(model).items():
+        words += f", {name} {value:.3f} from the teacher's"
     if methods.find_pst(model) is not None:
         words += f", {methods.pst_status(model)['zeros']:.1%} masked"
     logger.info(words)

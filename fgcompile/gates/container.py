@@ -188,8 +188,8 @@ class GateContainer(KeepsDtype):
         self.updates += moved
         self.awaiting &= ~moved
         units = flatten(gates)
-        still = step.abs().masked_fill(units.pruned, math.nan).nanmedian() / largest
-        progress = Progress(self.updates, moved, still)
+        closing = -step.masked_fill(units.pruned, math.nan).nanmedian() / largest
+        progress = Progress(self.updates, moved, closing)
         self._scatter("pruned", self.objective.update(units, progress))
 
     def _load_from_state_dict(self, *args: Any) -> None:

@@ -22,8 +22,9 @@ class Progress(NamedTuple):
     Attributes:
         updates: Optimizer steps that moved a gate so far, int64 scalar.
         moved: Whether there was one since the last training forward, bool scalar.
-        unanimity: Median step of the units that are not pruned over the largest,
-            in [0, 1]: near 1 all gates move alike, so nothing tells them apart.
+        unanimity: Median step towards closed of the units that are not pruned, over
+            the largest step, in [-1, 1]: near 1 all gates close alike, so nothing
+            tells them apart.
     """
 
     updates: Tensor
@@ -98,7 +99,7 @@ class BudgetObjective(Objective):
     By default (`ascent=0`) there is no pressure: a term that presses on all gates
     alike weakens the units that stay.
 
-    The multipliers rest while the gates move nearly in step, since more pressure would
+    The multipliers rest while the gates close nearly in step, since more pressure would
     close them all at once. They grow with the square root of the number of units, as
     the noise in the gradient of one unit does against its share of the cost.
 
@@ -252,7 +253,7 @@ ROUNDING = 1e-9
 """A latency that exceeds its limit by less than this is rounding."""
 
 UNANIMOUS = 0.4
-"""Unanimity from which the multipliers rest; noise alone gives Adam about 0.2."""
+"""Unanimity from which the multipliers rest; noise alone stays well below it."""
 
 
 def _gated_limit(budget: Budget, what: str, total: float, gated: float) -> float:

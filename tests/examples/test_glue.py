@@ -65,9 +65,15 @@ def test_scores_are_glues_measures() -> None:
     )
 
 
-def test_regression_is_scored_by_rank() -> None:
-    logits = np.array([[0.1], [7.0], [0.3]])
-    assert glue.score("stsb", logits, np.array([0.0, 4.0, 3.0])) == {"spearman": 1.0}
+def test_regression_is_scored_by_value_and_by_rank() -> None:
+    logits = np.array([[0.0], [1.0], [5.0]])
+    labels = np.array([0.0, 4.0, 5.0])
+    # Distances from the means: -2, -1, 3 and -3, 1, 2.
+    assert glue.score("stsb", logits, labels) == pytest.approx(
+        {"pearson": (6 - 1 + 6) / 14, "spearman": 1.0}
+    )
+    ranks = glue.score("stsb", logits, np.array([4.0, 0.0, 5.0]))
+    assert ranks["spearman"] == pytest.approx(0.5)
 
 
 def test_missing_rows_name_both_remedies(monkeypatch: pytest.MonkeyPatch) -> None:

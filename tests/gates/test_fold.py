@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fgcompile.errors import GateError
-from fgcompile.gates import attach, gates, remove_gates
+from fgcompile.gates import GateConfig, attach, gates, remove_gates
 from tests.gates.models import bert, bert_batch, bert_specs, site, spec
 
 
@@ -20,11 +20,15 @@ def random_gates(model: nn.Module) -> None:
         with torch.no_grad():
             gate.logits.uniform_(-0.9, 0.0)
         gate.close([0])
+        factors = gate.eval_value()[1:]
+        assert ((factors > 0) & (factors < 1)).any()
 
 
-def folded_equals_gated(model: nn.Module, specs: list[Any], *inputs: Any) -> None:
+def folded_equals_gated(
+    model: nn.Module, specs: list[Any], *inputs: Any, gate: str = "finegates"
+) -> None:
     plain = type(model)
-    attach(model.eval(), specs)
+    attach(model.eval(), specs, GateConfig(gate=gate))
     random_gates(model)
     kwargs = inputs[0] if inputs and isinstance(inputs[0], dict) else {}
     args = () if kwargs else inputs
@@ -40,8 +44,9 @@ def _tensors(output: Any) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor)]
 
 
-def test_linear_layers_take_their_gates() -> None:
-    folded_equals_gated(bert(), bert_specs(), bert_batch())
+@pytest.mark.parametrize("gate", ["finegates", "hard_concrete"])
+def test_linear_layers_take_their_gates(gate: str) -> None:
+    folded_equals_gated(bert(), bert_specs(), bert_batch(), gate=gate)
 
 
 CASES = {

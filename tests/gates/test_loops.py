@@ -33,7 +33,9 @@ def rows() -> list[dict[str, Tensor]]:
     return [{name: value[0] for name, value in b.items()} for b in batches]
 
 
-def trainer(folder: Path, model: nn.Module, **options: Any) -> Any:
+def trainer(
+    folder: Path, model: nn.Module, optimizer: Any = None, **options: Any
+) -> Any:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     chosen: dict[str, Any] = {
@@ -51,7 +53,9 @@ def trainer(folder: Path, model: nn.Module, **options: Any) -> Any:
         use_cpu=True,
         **(chosen | options),
     )
-    return transformers.Trainer(model=model, args=args, train_dataset=rows())
+    return transformers.Trainer(
+        model=model, args=args, train_dataset=rows(), optimizers=(optimizer, None)
+    )
 
 
 @pytest.mark.slow

@@ -346,17 +346,20 @@ def digits_model() -> nn.Module:
 
 @pytest.mark.parametrize("keep", [0.3, 0.7])
 @pytest.mark.parametrize("lr", [2e-5, 1e-3])
+@pytest.mark.parametrize("ascent", [0.0, 0.1])
 @pytest.mark.parametrize("gate", ["finegates", "hard_concrete"])
 def test_budget_is_met_within_a_point_on_digits(
-    keep: float, lr: float, gate: str
+    keep: float, lr: float, ascent: float, gate: str
 ) -> None:
     x, y = digits()
     for seed in range(2):
         torch.manual_seed(seed)
-        config = GateConfig(gate=gate, budget=Budget(params=keep))
+        config = GateConfig(gate=gate, budget=Budget(params=keep, ascent=ascent))
         model = attach(digits_model(), mlp_specs(96), config)
         optimizer = torch.optim.AdamW(model.parameters(), lr)
         decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, 200)
+        objective: Any = container_of(model).objective
+        multipliers = [0.0]
         for _ in range(200):
             rows = torch.randint(0, len(x), (32,))
             loss = F.cross_entropy(model(x[rows]), y[rows]) + penalty(model)
@@ -364,9 +367,13 @@ def test_budget_is_met_within_a_point_on_digits(
             loss.backward()
             optimizer.step()
             decay.step()
+            multipliers.append(float(objective.l1 + objective.l2))
         found = status(model)
         assert abs(found["gap"]["params"]) <= 0.01
         assert found["met"]
+        # The Lagrangian pushes on the way there, and nothing pulls once it is met.
+        assert (max(multipliers) > 0.01) == (ascent > 0)
+        assert multipliers[-1] == 0.0
 
 
 def test_budget_keeps_the_units_that_matter() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from fgcompile import GateConfig, insert_gates, status
+from fgcompile import GateConfig, insert_gates, param_groups, status
+from fgcompile.gates import gate_parameters
 from fgcompile.methods import (
     PstConfig,
     S2ftConfig,
@@ -56,6 +57,42 @@ def test_resumed_trainer_continues_bit_by_bit(tmp_path: Path, name: str) -> None
     trainer(tmp_path / "b", twin).train(resume_from_checkpoint=checkpoint)
     for key, value in twin.state_dict().items():
         assert torch.equal(value, moved[key]), key
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_trainer_keeps_decay_and_rate_away_from_published_gates(tmp_path: Path) -> None:
+    """By itself it decays logits, at its own rate; groups of ours it takes as given."""
+    config = GateConfig.paper_finegates_posttrain()
+    base = bert(num_hidden_layers=1)
+    options = {"lr_scheduler_type": "constant", "weight_decay": 0.5}
+
+    def made(folder: Path, grouped: bool = True) -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        model = insert_gates(copy.deepcopy(base), config=config)
+        groups = param_groups(model, lr=1e-3, weight_decay=0.5)
+        optimizer = torch.optim.AdamW(groups) if grouped else None
+        return model, trainer(folder, model, optimizer, **options)
+
+    def settings(run: Any, model: Any) -> set[tuple[float, float]]:
+        own = {id(parameter) for parameter in gate_parameters(model)}
+        return {
+            (group["lr"], group["weight_decay"])
+            for group in run.optimizer.param_groups
+            if own & {id(parameter) for parameter in group["params"]}
+        }
+
+    whole, run = made(tmp_path)
+    run.train()
+    assert settings(run, whole) == {(1e-2, 0.0)}
+    twin, run = made(tmp_path / "b")
+    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert settings(run, twin) == {(1e-2, 0.0)}
+    for key, value in twin.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[key]), key
+    plain, run = made(tmp_path / "c", grouped=False)
+    run.train()
+    assert settings(run, plain) == {(1e-3, 0.5)}
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""The papers' claims, asked of a network that learns digits in seconds."""
