@@ -28,7 +28,7 @@ from fgcompile.report import GraphDiff, Note, Verification
 from fgcompile.report.lowering import lowering_report
 from fgcompile.targets.artifact import Artifact, make_artifact
 from fgcompile.targets.captured import verify_captured
-from fgcompile.targets.companions import write_companions
+from fgcompile.targets.companions import copy_companions, write_companions
 from fgcompile.targets.decoder import (
     DecoderForm,
     OnnxDecoder,
@@ -446,6 +446,7 @@ def save_lowered(lowered: Lowered, path: Path) -> Path:
         assert lowered._module is not None
         with staged_folder(path, ("*.safetensors*", MANIFEST)) as folder:
             save_module(folder, lowered._module, lowered._before.inputs)
+            copy_companions(lowered._module.model, folder)
         return path
     target, name = _destination(lowered.target, path)
     with staged(target) as folder:

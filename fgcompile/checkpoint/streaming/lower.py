@@ -28,6 +28,7 @@ from fgcompile.checkpoint.streaming.standin import (
 from fgcompile.errors import ExportError, FormatError, VerifyError
 from fgcompile.gates import container_of, remove_gates
 from fgcompile.gates.fold import plan_folds
+from fgcompile.targets.companions import copy_sentence_modules
 from fgcompile.targets.files import staged_folder
 from fgcompile.targets.module import LoweredModule, shrink_module
 from fgcompile.targets.verify import TOLERANCE, largest_difference
@@ -200,12 +201,13 @@ def _close(want: Tensor, got: Tensor) -> bool:
 
 
 def _write_rest(folder: Path, target: Path, shrunk: LoweredModule, same: Same) -> None:
-    """Configuration, tokenizer and manifest."""
+    """Configuration, tokenizer, pooling and manifest."""
     for file in folder.iterdir():
         if file.suffix in (".json", ".txt", ".model", ".jinja") and not (
             file.name.endswith(".index.json") or file.name in (MANIFEST, "config.json")
         ):
             (target / file.name).write_bytes(file.read_bytes())
+    copy_sentence_modules(folder, target)
     with silence():
         write_configuration(target, shrunk, same)
     write_manifest(target, shrunk)
