@@ -75,7 +75,9 @@ def with_tables(text: str) -> str:
         marks = f"<!-- results {name} -->\n", f"<!-- end {name} -->"
         pattern = re.escape(marks[0]) + ".*?" + re.escape(marks[1])
         block = f"{marks[0]}\n{make(record.read(name))}\n{marks[1]}"
-        text, count = re.subn(pattern, lambda _, new=block: new, text, flags=re.DOTALL)
+        # Backslashes in a table are no escapes.
+        block = block.replace("\\", "\\\\")
+        text, count = re.subn(pattern, block, text, flags=re.DOTALL)
         if count != 1:
             raise ValueError(f"{PAGE} has {count} places for the table {name}")
     return text

@@ -57,10 +57,11 @@ def fit_uniform(
     first = made = even(sets)
     for attempt in range(_ATTEMPTS):
         fit = whole_fit(made, variants)
-        if fit is not None and _builds(made, variants, fit, inputs):
+        if fit is None:
+            break
+        if _builds(made, variants, fit, inputs):
             return made
-        left = set() if fit is None else set(fit.left)
-        if not _raise(sets, left, touched, attempt == _ATTEMPTS - 2):
+        if not _raise(sets, set(fit.left), touched, attempt == _ATTEMPTS - 2):
             break
         made = even(sets)
     first.kept.unfit = _why(first, whole_fit(first, variants))
