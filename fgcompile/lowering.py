@@ -28,7 +28,7 @@ from fgcompile.report import GraphDiff, Note, Verification
 from fgcompile.report.lowering import lowering_report
 from fgcompile.targets.artifact import Artifact, make_artifact
 from fgcompile.targets.captured import verify_captured
-from fgcompile.targets.companions import write_companions
+from fgcompile.targets.companions import copy_companions, write_companions
 from fgcompile.targets.decoder import (
     DecoderForm,
     OnnxDecoder,
@@ -38,7 +38,7 @@ from fgcompile.targets.decoder import (
 from fgcompile.targets.exported import save_program
 from fgcompile.targets.files import staged, staged_folder
 from fgcompile.targets.forms import Form, OnnxForm, OpenVinoForm
-from fgcompile.targets.module import LoweredModule, lower_to_module
+from fgcompile.targets.module import Kept, LoweredModule, lower_to_module
 from fgcompile.targets.onnx import OPSET
 from fgcompile.targets.precise import verify_precisely
 from fgcompile.targets.verify import (
@@ -103,15 +103,17 @@ class Lowered:
         With `quantization`, the dense model is exported and quantised as well when this
         is first read, so that both stand side by side.
         """
+        kept = Kept() if self._module is None else self._module.kept
         report = lowering_report(
             _without_gates(self._before),
             self.program,
-            self._closed,
+            {n: shut for n, shut in self._closed.items() if n not in kept.even},
             self._verified(),
-            [] if self._module is None else self._module.kept.texts,
+            kept.texts,
             _title(self._before),
         )
-        report = replace(report, notes=report.notes + tuple(_limits(self._before)))
+        more = (*_agreements(kept), *_limits(self._before))
+        report = replace(report, notes=report.notes + more)
         if self._artifact is None:
             return report
         return replace(
@@ -257,6 +259,14 @@ def check_options(target: Target, quantization: str | None, cache: bool) -> None
                 f"{name}={asked!r} is for ONNX files, not for target {target!r}\n"
                 f'  Lower to "onnx", or without {name}.'
             )
+
+
+def _agreements(kept: Kept) -> Iterator[Note]:
+    """What stays so that layers agree, and whether that is enough."""
+    if kept.unfit is not None:
+        yield Note(kept.unfit, level="warning")
+    for name, text in kept.even.items():
+        yield Note(text, name, "warning")
 
 
 def _limits(program: Program) -> Iterator[Note]:
@@ -436,6 +446,7 @@ def save_lowered(lowered: Lowered, path: Path) -> Path:
         assert lowered._module is not None
         with staged_folder(path, ("*.safetensors*", MANIFEST)) as folder:
             save_module(folder, lowered._module, lowered._before.inputs)
+            copy_companions(lowered._module.model, folder)
         return path
     target, name = _destination(lowered.target, path)
     with staged(target) as folder:

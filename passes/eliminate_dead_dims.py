@@ -47,8 +47,8 @@ class Restraint:
     def restrict(self, flow: Flow) -> None:
         """Pins factors of the steps of `flow`."""
 
-    def seed(self, flow: Flow, needs: Needs, revived: Needs) -> None:
-        """Sets units in `revived` that stay, given what is needed."""
+    def seed(self, program: Program, flow: Flow, needs: Needs, revived: Needs) -> None:
+        """Sets units of `program` in `revived` that stay, given what is needed."""
 
     def faults(self, before: Program, after: Program) -> Iterable[str]:
         """Nodes of `before` that `after`, its smaller copy, must not touch."""
@@ -78,7 +78,7 @@ def eliminate_dead_dims(program: Program, restraint: Restraint | None = None) ->
         constants = find_constants(program, flow)
     needs = propagate_needs(flow, constants)
     revived = Needs([[np.zeros_like(p) for p in v] for v in needs.planes], [])
-    restraint.seed(flow, needs, revived)
+    restraint.seed(program, flow, needs, revived)
     for _ in range(_ATTEMPTS):
         survivors = close_survivors(flow, needs, revived)
         if not _shrinks_parameters(flow, survivors):

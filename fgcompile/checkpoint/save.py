@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_model
-from torch import Tensor, nn
+from torch import Tensor
 
 from fgcompile.capture.inputs import is_transformers_model
 from fgcompile.capture.state import silence
-from fgcompile.checkpoint.config import Pairs, fit_config, with_entries
+from fgcompile.checkpoint.load import shrink
 from fgcompile.checkpoint.manifest import Manifest, sha256
+from fgcompile.checkpoint.per_layer import per_layer_config
 from fgcompile.targets.module import LoweredModule
-from fgcompile.targets.verify import outputs_of
+from fgcompile.targets.module.configuration import Variants, with_entries
+from fgcompile.targets.module.stock import computes_the_same, whole_fit
 
-Shapes = dict[str, tuple[int, ...]]
+Same = Callable[[Any, bool], bool]
+"""Whether a configuration builds a model that computes the same.
+
+The flag tells whether the model gets the shapes of the manifest, as `load` does it.
+"""
 
 
 def save_module(folder: Path, lowered: LoweredModule, inputs: dict[str, Any]) -> None:
@@ -35,9 +41,15 @@ def save_module(folder: Path, lowered: LoweredModule, inputs: dict[str, Any]) ->
     """
     model: Any = lowered.model
     if is_transformers_model(model):
+        small = partial(shrink, manifest=manifest_of(lowered))
+
+        def same(config: Any, shrunk: bool) -> bool:
+            prepare = {"prepare": small} if shrunk else {}
+            return computes_the_same(model, config, inputs, **prepare)
+
         with silence():
             model.save_pretrained(folder)
-            _write_configuration(folder, lowered, inputs)
+            write_configuration(folder, lowered, same)
     else:
         save_model(model, str(folder / "model.safetensors"))
     write_manifest(folder, lowered)
@@ -45,27 +57,47 @@ def save_module(folder: Path, lowered: LoweredModule, inputs: dict[str, Any]) ->
 
 def write_manifest(folder: Path, lowered: LoweredModule) -> None:
     """Writes what `lowered` differs in from its class, beside its weights."""
+    files = {f.name: sha256(f) for f in sorted(folder.glob("*.safetensors"))}
+    manifest_of(lowered, files).write(folder)
+
+
+def manifest_of(
+    lowered: LoweredModule, files: Mapping[str, str] | None = None
+) -> Manifest:
+    """What `lowered` differs in from its class; the digests of its files are given."""
     model, kept = lowered.model, lowered.history.kept
-    Manifest(
+    return Manifest(
         model=type(model).__name__,
-        files={f.name: sha256(f) for f in sorted(folder.glob("*.safetensors"))},
+        files=dict(files or {}),
         shapes={n: list(p.shape) for n, p in model.named_parameters() if n in kept},
         kept={name: _texts(kept[name]) for name in sorted(kept)},
         attributes=lowered.history.attributes,
-    ).write(folder)
+    )
 
 
 def _texts(dims: Mapping[int, Tensor]) -> dict[str, list[int]]:
     return {str(dim): index.tolist() for dim, index in sorted(dims.items())}
 
 
-def _write_configuration(
-    folder: Path, lowered: LoweredModule, inputs: dict[str, Any]
-) -> None:
-    """The configuration that says most among those that its own class accepts."""
-    config = with_entries(lowered.history.config, {})
-    config.architectures = [type(lowered.model).__name__]
-    for candidate in (_uniform(lowered, config, inputs), _per_layer(lowered, config)):
+def write_configuration(folder: Path, lowered: LoweredModule, same: Same) -> None:
+    """Writes the configuration that says most of the model, among those that are true.
+
+    Args:
+        folder: Where `config.json` goes.
+        lowered: The smaller model, of transformers.
+        same: Decides which are true.
+    """
+    cls, config = type(lowered.model), with_entries(lowered.history.config, {})
+    config.architectures = [cls.__name__]
+    fit = whole_fit(lowered, Variants(cls, config))
+    candidates: list[Any] = [per_layer_config(lowered, config)]
+    if fit is not None and fit.entries:
+        found = with_entries(config, fit.entries)
+        if not fit.left and same(found, False):
+            candidates.insert(0, found)
+        elif same(found, True):
+            candidates.append(found)
+    for candidate in candidates:
         if candidate is not None and _accepted(candidate, folder):
             return
     config.save_pretrained(folder)
@@ -82,74 +114,3 @@ def _accepted(config: Any, folder: Path) -> bool:
     except Exception:
         return False
     return True
-
-
-def _uniform(lowered: LoweredModule, config: Any, inputs: dict[str, Any]) -> Any:
-    """The configuration that builds just this model, None if there is none."""
-    pairs = {pair for pairs in lowered.history.sizes.values() for pair in pairs}
-    entries = fit_config(config, type(lowered.model), pairs, _shapes(lowered.model))
-    if entries is None:
-        return None
-    found = with_entries(config, entries)
-    return found if _computes_the_same(lowered, found, inputs) else None
-
-
-def _shapes(model: nn.Module, prefix: str = "") -> Shapes:
-    named = model.named_parameters(remove_duplicate=False)
-    return {n: tuple(p.shape) for n, p in named if n.startswith(prefix)}
-
-
-def _computes_the_same(
-    lowered: LoweredModule, config: Any, inputs: dict[str, Any]
-) -> bool:
-    """Whether what `config` builds gives the same outputs with the same weights."""
-    model: Any = lowered.model
-    try:
-        with silence():
-            stock = type(model)(config).to(next(model.parameters()).dtype).eval()
-            stock.load_state_dict(model.state_dict())
-        want, got = (outputs_of(m, inputs) for m in (model, stock))
-    except Exception:
-        return False
-    return len(want) == len(got) and all(
-        w.shape == g.shape and torch.allclose(w, g, rtol=1e-5, atol=1e-6)
-        for w, g in zip(want, got, strict=True)
-    )
-
-
-def _per_layer(lowered: LoweredModule, config: Any) -> Any | None:
-    """`config` with the entries of each layer, if those explain its shapes."""
-    count = getattr(config, "num_hidden_layers", None)
-    for path, module in lowered.model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            layers = _layer_entries(lowered, config, path, len(module))
-            if layers:
-                found = with_entries(config, {})
-                found.per_layer_config = layers
-                return found
-    return None
-
-
-def _layer_entries(
-    lowered: LoweredModule, config: Any, path: str, count: int
-) -> dict[int, dict[str, int]]:
-    layers = {}
-    for layer in range(count):
-        prefix = f"{path}.{layer}."
-        wanted = _shapes(lowered.model, prefix)
-        pairs = _pairs_below(lowered, prefix)
-        entries = fit_config(config, type(lowered.model), pairs, wanted)
-        if entries is None:
-            return {}
-        if entries:
-            layers[layer] = entries
-    return layers
-
-
-def _pairs_below(lowered: LoweredModule, prefix: str) -> Pairs:
-    return {
-        pair
-        for path, pairs in lowered.history.sizes.items()
-        if f"{path}.".startswith(prefix)
-        for pair in pairs
-    }

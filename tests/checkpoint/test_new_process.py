@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +16,25 @@ import torch
 from torch import nn
 
 import fgcompile
-from fgcompile import GateConfig, gates, insert_gates, lower
+from fgcompile import GateConfig, gates, insert_gates, lower, save_gates
 from fgcompile.capture import default_inputs
+from fgcompile.cli import main
 from fgcompile.targets.verify import outputs_of
 from fgcompile.zoo.models import entry
 
 REAL = ("minilm", "stories260k")
 FAST = ("stories260k", "qwen3", "t5", "vit")
 SLOW = ("minilm", "gpt2", "bart", "whisper", "clip")
-CASES = [
-    *((FAST, name) for name in FAST),
-    *(pytest.param(SLOW, name, marks=pytest.mark.slow) for name in SLOW),
-]
+Answers = Callable[[tuple[str, ...]], dict[str, Any]]
+"""What happened to each family; a lot of them shares one process, once."""
+
+
+def cases(fast: tuple[str, ...], slow: tuple[str, ...]) -> list[Any]:
+    """Each family with the lot that it is asked about in."""
+    marked = (pytest.param(slow, name, marks=pytest.mark.slow) for name in slow)
+    return [*((fast, name) for name in fast), *marked]
+
+
 WRITERS = ("stories260k", "qwen3", "gpt2", "t5", "bart", "whisper")
 """Families that generate text."""
 GREEDY = {"max_new_tokens": 24, "min_new_tokens": 24, "do_sample": False}
@@ -59,6 +69,11 @@ def sizes(model: nn.Module) -> set[tuple[int, ...]]:
     return {tuple(p.shape) for p in model.parameters()}
 
 
+def count(model: nn.Module) -> int:
+    """Parameters of a model, gates not among them."""
+    return sum(p.numel() for n, p in model.named_parameters() if "gates" not in n)
+
+
 def prompt_of(name: str, inputs: dict[str, Any]) -> dict[str, Any] | None:
     """Arguments of greedy generation, None for models that do not write."""
     if name not in WRITERS:
@@ -70,10 +85,21 @@ def prompt_of(name: str, inputs: dict[str, Any]) -> dict[str, Any] | None:
 @pytest.fixture(scope="module")
 def answers(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+) -> Answers:
     """By family what the gated model computes, and what the loaded one does."""
-    work, wanted = tmp_path_factory.mktemp("families"), {}
-    for name in request.param:
+
+    @cache
+    def ask(names: tuple[str, ...]) -> dict[str, Any]:
+        return _answers(names, request, tmp_path_factory.mktemp("families"))
+
+    return ask
+
+
+def _answers(
+    names: tuple[str, ...], request: pytest.FixtureRequest, work: Path
+) -> dict[str, Any]:
+    wanted = {}
+    for name in names:
         try:
             loaded = request.getfixturevalue(f"load_{name}") if name in REAL else None
         except pytest.skip.Exception:
@@ -95,13 +121,13 @@ def answers(
     }
 
 
-@pytest.mark.parametrize(("answers", "name"), CASES, indirect=["answers"])
+@pytest.mark.parametrize(("lot", "name"), cases(FAST, SLOW))
 def test_loaded_model_computes_and_writes_what_the_gated_one_does(
-    name: str, answers: dict[str, Any]
+    lot: tuple[str, ...], name: str, answers: Answers
 ) -> None:
-    if name not in answers:
+    if name not in answers(lot):
         pytest.skip(f"no weights of {name} here")
-    wanted, found = answers[name]
+    wanted, found = answers(lot)[name]
     assert found["class"] == wanted["class"]
     assert len(found["out"]) == len(wanted["out"])
     for want, got in zip(wanted["out"], found["out"], strict=True):
@@ -123,10 +149,12 @@ except ModuleNotFoundError:
 else:
     raise SystemExit("fgcompile is on the path")
 import torch, transformers
-inputs = torch.load(sys.argv[3])
-model = transformers.AutoModel.from_pretrained(sys.argv[2]).eval()
-with torch.no_grad():
-    torch.save(model(**inputs)[0], sys.argv[4])
+torch.set_num_threads(1)
+for folder in sys.argv[2:]:
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        out = model(**torch.load(folder + "/asked.pt"))
+    torch.save(out[0], folder + "/found.pt")
 print(*sorted(name.partition(".")[0] for name in sys.modules))
 """
 
@@ -142,30 +170,92 @@ def packages_without_fgcompile(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "name", ["qwen3", pytest.param("minilm", marks=pytest.mark.slow)]
-)
-def test_stock_loader_needs_no_fgcompile(
-    name: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    real = name in REAL
-    model = request.getfixturevalue(name) if real else entry(name).build()
-    # BERT has one number of heads, and a width that must be a multiple of it.
-    gated = closed(model, ("mlp",) if real else ("mlp", "head"))
-    inputs = default_inputs(gated)
-    lowered = lower(gated, "module", uniform=True)
-    folder = lowered.save(tmp_path / "small")
-    base: Any = lowered.model
-    wanted = getattr(base, base.base_model_prefix, base)(**inputs)[0]
-    torch.save(inputs, tmp_path / "inputs.pt")
-    path = packages_without_fgcompile(tmp_path / "packages")
-    files = [path, folder, tmp_path / "inputs.pt", tmp_path / "out.pt"]
-    call = [sys.executable, "-I", "-S", "-c", STRANGER, *map(str, files)]
-    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
+def ask_stock_loader(folders: list[Path], work: Path) -> None:
+    """Plain transformers answers each `asked.pt`, in one process without fgcompile."""
+    path = packages_without_fgcompile(work / "packages")
+    call = [sys.executable, "-I", "-S", "-c", STRANGER, *map(str, (path, *folders))]
+    done = subprocess.run(call, cwd=work, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "fgcompile" not in done.stdout.split()
-    got = torch.load(tmp_path / "out.pt")
-    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
+
+
+def hidden_of(model: Any, inputs: dict[str, Any]) -> Any:
+    """First output of what AutoModel makes of a folder of `model`."""
+    base = getattr(model, model.base_model_prefix, model)
+    with torch.no_grad():
+        out = base(**inputs)
+        if "logits" not in out:
+            return out[0]
+        # T5 holds no base model; this is what its output layer reads.
+        return base(**inputs, output_hidden_states=True).decoder_hidden_states[-1]
+
+
+STOCK_FAST = ("qwen3", "gpt2")
+STOCK_SLOW = (*REAL, "bert", "llama", "t5", "bart", "vit", "whisper", "clip")
+
+
+@pytest.fixture(scope="module")
+def stock_answers(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Answers:
+    """By family the output of the gated model and of the stock one."""
+
+    @cache
+    def ask(names: tuple[str, ...]) -> dict[str, Any]:
+        return _stock_answers(names, request, tmp_path_factory.mktemp("stock"))
+
+    return ask
+
+
+def _stock_answers(
+    names: tuple[str, ...], request: pytest.FixtureRequest, work: Path
+) -> dict[str, Any]:
+    wanted = {}
+    for name in names:
+        try:
+            loaded = request.getfixturevalue(f"load_{name}") if name in REAL else None
+        except pytest.skip.Exception:
+            continue
+        gated = closed(loaded() if loaded else entry(name).build())
+        inputs = default_inputs(gated)
+        lowered = lower(gated, "module", uniform=True)
+        torch.save(inputs, lowered.save(work / name) / "asked.pt")
+        assert count(lowered.model) < 0.95 * count(gated)
+        wanted[name] = hidden_of(gated, inputs)
+    ask_stock_loader([work / name for name in wanted], work)
+    return {
+        name: (want, torch.load(work / name / "found.pt"))
+        for name, want in wanted.items()
+    }
+
+
+@pytest.mark.parametrize(("lot", "name"), cases(STOCK_FAST, STOCK_SLOW))
+def test_stock_loader_needs_no_fgcompile(
+    lot: tuple[str, ...], name: str, stock_answers: Answers
+) -> None:
+    if name not in stock_answers(lot):
+        pytest.skip(f"no weights of {name} here")
+    want, got = stock_answers(lot)[name]
+    scale = max(1.0, float(want.abs().max()))
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-6 * scale)
+
+
+def test_streamed_layers_that_agree_need_no_fgcompile(tmp_path: Path) -> None:
+    gated: Any = entry("qwen3").build()
+    gated.save_pretrained(tmp_path / "dense")
+    closed(gated)
+    save_gates(gated, tmp_path / "gates")
+    folders = [str(tmp_path / name) for name in ("dense", "gates", "small")]
+    call = ["--gates", folders[1], "--out", folders[2], "--target", "module"]
+    assert main(["lower", folders[0], *call, "--uniform"]) == 0
+    inputs = default_inputs(gated)
+    torch.save(inputs, tmp_path / "small" / "asked.pt")
+    ask_stock_loader([tmp_path / "small"], tmp_path)
+    got = torch.load(tmp_path / "small" / "found.pt")
+    torch.testing.assert_close(got, hidden_of(gated, inputs), rtol=0, atol=1e-6)
+    config = json.loads((tmp_path / "small" / "config.json").read_text("utf-8"))
+    assert (config["intermediate_size"], config["num_key_value_heads"]) == (64, 3)
+    assert (config["head_dim"], config["num_attention_heads"]) == (8, 6)
 
 
 def test_loaded_model_trains_an_epoch_and_is_lowered_again(tmp_path: Path) -> None:

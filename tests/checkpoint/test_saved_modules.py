@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import fgcompile
 from fgcompile import GateConfig, gates, insert_gates, lower
 from fgcompile.checkpoint import MANIFEST
+from fgcompile.checkpoint.per_layer import per_layer_config
 from fgcompile.errors import ExportError, FormatError
 from fgcompile.targets.verify import outputs_of
 from fgcompile.zoo.models import entry
@@ -142,6 +143,63 @@ def test_layers_that_differ_are_in_the_configuration(tmp_path: Path) -> None:
         "1": {"intermediate_size": 64},
     }
     assert found["intermediate_size"] == 96
+
+
+def test_sizes_of_layers_are_told_as_what_they_are(ragged_llama: Any) -> None:
+    """Six heads of size four are not eight of size three, whatever fits the shapes."""
+    made = ragged_llama._module
+    found = per_layer_config(made, made.history.config)
+    assert found is not None
+    assert found.to_dict()["per_layer_config"] == {
+        "0": {
+            "intermediate_size": 64,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        },
+        "1": {
+            "intermediate_size": 48,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+        },
+    }
+
+
+def test_an_entry_that_one_of_two_stacks_contradicts_is_not_written(
+    tmp_path: Path,
+) -> None:
+    result = lowered("t5", ("mlp",), ragged=True)
+    result.save(tmp_path)
+    ups = {s[0] for n, s in sizes(result.model).items() if ".wi." in n}
+    assert len(ups) > 1
+    found = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    assert "per_layer_config" not in found
+    assert found["d_ff"] == 96
+
+
+def test_heads_come_back_where_the_class_must_have_them() -> None:
+    result = lowered("bert", ("mlp", "head"), ragged=True, uniform=True)
+    found = {tuple(s) for n, s in sizes(result.model).items() if "query.weight" in n}
+    assert found == {(32, 32)}
+    notes = {note.subject: note.text for note in result.report.notes}
+    assert notes["encoder.layer.0.attention.head"] == (
+        "2 units stay that could go: no configuration says 3 of 4"
+    )
+    assert notes["encoder.layer.1.mlp"] == (
+        "16 units stay that could go: all layers keep equally many"
+    )
+
+
+def test_a_model_that_no_configuration_builds_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ragged = lowered("bert", ("mlp",), ragged=True).model
+    with caplog.at_level("WARNING"):
+        again = lower(ragged, "module", uniform=True)
+    text = "no configuration of BertModel builds this model"
+    assert text in caplog.text
+    told = [note for note in again.report.notes if note.text.startswith(text)]
+    assert [note.level for note in told] == ["warning"]
+    assert "encoder.layer.0.intermediate.dense.weight" in told[0].text
 
 
 def test_uniform_revives_the_fewest_units() -> None:

@@ -28,9 +28,17 @@ CONFIG = GateConfig(kinds=("mlp", "head"))
 @pytest.fixture(scope="module", params=["llama:tied", "bert"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Any:
     """A checkpoint folder, its gates' folder, and the module lowered in memory."""
-    model: Any = entry(request.param).build()
+    return make_pair(request.param, tmp_path_factory)
+
+
+def make_pair(name: str, tmp_path_factory: Any, half: bool = False) -> Any:
+    """That, with weights in bfloat16 and many files if asked for."""
+    model: Any = entry(name).build()
     folder = tmp_path_factory.mktemp("dense")
-    model.save_pretrained(folder)
+    if half:
+        model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="20KB")
+    else:
+        model.save_pretrained(folder)
     insert_gates(model, config=CONFIG)
     torch.manual_seed(0)
     for depth, gate in enumerate(gates(model).values()):
@@ -68,6 +76,22 @@ def test_streamed_weights_are_those_lowered_in_memory(
     loaded: Any = fgcompile.load(tmp_path / "small")
     ids = torch.tensor([[3, 5, 7, 9]])
     torch.testing.assert_close(loaded(ids)[0], pair[3].model(ids)[0])
+
+
+def test_bfloat16_weights_in_many_files_are_those_lowered_in_memory(
+    tmp_path_factory: Any, tmp_path: Path
+) -> None:
+    pair = make_pair("llama", tmp_path_factory, half=True)
+    assert len(list(pair[1].glob("*.safetensors"))) > 3
+    stream(pair, tmp_path)
+    want, found = pair[3].model.state_dict(), load_file(tmp_path / "model.safetensors")
+    assert found.keys() == want.keys()
+    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+    assert all(torch.equal(found[name], want[name]) for name in found)
+    loaded: Any = fgcompile.load(tmp_path)
+    assert loaded.dtype == torch.bfloat16
+    ids = torch.tensor([[3, 5, 7, 9]])
+    assert torch.equal(loaded(ids)[0], pair[3].model(ids)[0])
 
 
 def test_several_shards_load_like_one(

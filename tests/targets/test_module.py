@@ -14,6 +14,7 @@ from fgcompile.errors import ExportError
 from fgcompile.targets.module.slots import Slot, slots_of
 from fgcompile.zoo.models import entry
 
+MLP = GateConfig(kinds=("mlp",))
 X = torch.linspace(-1, 1, 2 * 5 * 12).view(2, 5, 12)
 
 
@@ -113,6 +114,16 @@ def test_transformers_classes_lose_what_a_graph_loses(name: str) -> None:
     assert count(module.model) <= 1.02 * count(graph.model)
     assert module.comparison is not None
     assert module.comparison.relative < 1e-5
+
+
+def test_layers_know_their_sizes_where_the_output_layer_is_tied() -> None:
+    model: Any = insert_gates(entry("llama:tied").build(), config=MLP)
+    for gate in gates(model).values():
+        gate.close(range(gate.size // 2))
+    layers = [m for m in lower(model, "module").model.modules() if type(m) is nn.Linear]
+    assert any(layer.in_features == 48 for layer in layers)
+    for layer in layers:
+        assert layer.weight.shape == (layer.out_features, layer.in_features)
 
 
 def test_greedy_text_is_that_of_the_gated_model() -> None:

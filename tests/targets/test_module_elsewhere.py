@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import shutil
 from typing import Any
 
 import pytest
@@ -30,6 +33,29 @@ def test_it_compiles(small: Any) -> None:
     compiled = torch.compile(small, backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(IDS).logits, small(IDS).logits)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch, of itself
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_compiled_code_writes_the_same_text(small: Any) -> None:
+    options = {"max_new_tokens": 16, "min_new_tokens": 16, "do_sample": False}
+    want = small.generate(IDS, **options)
+    model = copy.deepcopy(small)
+    compiled = torch.compile(model.forward, dynamic=True)
+    calls = []
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        calls.append(kwargs)
+        return compiled(*args, **kwargs)
+
+    model.forward = forward
+    # Generation looks up which arguments the model takes.
+    functools.update_wrapper(forward, type(model).forward)
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=IDS).logits, small(IDS).logits)
+    assert torch.equal(model.generate(IDS, **options), want)
+    assert len(calls) == 1 + options["max_new_tokens"]
 
 
 def test_it_is_exported_by_torch(small: Any) -> None:

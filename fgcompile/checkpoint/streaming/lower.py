@@ -10,8 +10,14 @@ from torch import Tensor, nn
 
 from fgcompile.capture import default_inputs
 from fgcompile.capture.state import silence
+from fgcompile.checkpoint.load import shrink
 from fgcompile.checkpoint.manifest import MANIFEST
-from fgcompile.checkpoint.save import write_manifest
+from fgcompile.checkpoint.save import (
+    Same,
+    manifest_of,
+    write_configuration,
+    write_manifest,
+)
 from fgcompile.checkpoint.streaming.layerwise import layerwise_outputs
 from fgcompile.checkpoint.streaming.shards import Checkpoint, write_shards
 from fgcompile.checkpoint.streaming.standin import (
@@ -22,6 +28,7 @@ from fgcompile.checkpoint.streaming.standin import (
 from fgcompile.errors import ExportError, FormatError, VerifyError
 from fgcompile.gates import container_of, remove_gates
 from fgcompile.gates.fold import plan_folds
+from fgcompile.targets.companions import copy_sentence_modules
 from fgcompile.targets.files import staged_folder
 from fgcompile.targets.module import LoweredModule, shrink_module
 from fgcompile.targets.verify import TOLERANCE, largest_difference
@@ -81,11 +88,22 @@ def lower_checkpoint(
     def small(name: str) -> Tensor:
         return _selected(dense(name), shrunk.program.kept.get(name, {}))
 
-    _verify(skeleton(cls, config), dense, shrunk, small, inputs)
+    outputs = _verify(skeleton(cls, config), dense, shrunk, small, inputs)
+
+    def same(other: Any, resized: bool) -> bool:
+        model = skeleton(cls, other)
+        if resized:
+            shrink(model, manifest_of(shrunk))
+        try:
+            found = layerwise_outputs(model, small, inputs)
+        except Exception:  # as its sizes do not fit
+            return False
+        return all(map(_close, outputs, found))
+
     with staged_folder(out, ("*.safetensors*", MANIFEST)) as target:
         stored = {names[name]: name for name in reversed(list(names))}
         write_shards(target, _smaller(checkpoint, stored, small, progress))
-        _write_rest(folder, target, shrunk, config)
+        _write_rest(folder, target, shrunk, same)
     return shrunk
 
 
@@ -154,7 +172,8 @@ def _verify(
     shrunk: LoweredModule,
     small: Callable[[str], Tensor],
     inputs: dict[str, Any],
-) -> None:
+) -> list[Tensor]:
+    """Outputs of the smaller model, which are those of the original."""
     want = layerwise_outputs(original, dense, inputs)
     got = layerwise_outputs(shrunk.model, small, inputs)
     name = type(original).__name__
@@ -166,23 +185,29 @@ def _verify(
         )
     for w, g in zip(want, got, strict=True):
         difference, magnitude = largest_difference(w, g)
-        bound = TOLERANCE.get(w.dtype, 0.0) * max(magnitude, 1e-3)
-        if w.shape != g.shape or not difference <= bound:
+        if not _close(w, g):
             raise ExportError(
                 f"{name} cannot express the smaller model: its outputs differ by "
                 f"{difference:.2g} at magnitude {magnitude:.2g}\n"
                 '  Nothing was written. Lower it to "fx" or "onnx" instead.'
             )
+    return got
 
 
-def _write_rest(folder: Path, target: Path, shrunk: LoweredModule, config: Any) -> None:
-    """Configuration, tokenizer and manifest."""
+def _close(want: Tensor, got: Tensor) -> bool:
+    difference, magnitude = largest_difference(want, got)
+    bound = TOLERANCE.get(want.dtype, 0.0) * max(magnitude, 1e-3)
+    return want.shape == got.shape and difference <= bound
+
+
+def _write_rest(folder: Path, target: Path, shrunk: LoweredModule, same: Same) -> None:
+    """Configuration, tokenizer, pooling and manifest."""
     for file in folder.iterdir():
         if file.suffix in (".json", ".txt", ".model", ".jinja") and not (
             file.name.endswith(".index.json") or file.name in (MANIFEST, "config.json")
         ):
             (target / file.name).write_bytes(file.read_bytes())
-    config.architectures = [type(shrunk.model).__name__]
+    copy_sentence_modules(folder, target)
     with silence():
-        config.save_pretrained(target)
+        write_configuration(target, shrunk, same)
     write_manifest(target, shrunk)

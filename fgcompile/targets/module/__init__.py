@@ -7,18 +7,17 @@ attributes) is corrected, and the result is compared with the model that was low
 
 from __future__ import annotations
 
+from fgcompile.targets.module.expressible import Kept
 from fgcompile.targets.module.history import History, remember
-from fgcompile.targets.module.lower import (
-    LoweredModule,
-    lower_to_module,
-    shrink_module,
-)
+from fgcompile.targets.module.lower import lower_to_module, shrink_module
+from fgcompile.targets.module.lowered import LoweredModule
 from fgcompile.targets.module.resize import resize_parameter
 from fgcompile.targets.module.search import Attributes, apply_attributes
 
 __all__ = [
     "Attributes",
     "History",
+    "Kept",
     "LoweredModule",
     "apply_attributes",
     "lower_to_module",

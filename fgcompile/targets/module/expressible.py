@@ -43,10 +43,14 @@ class Kept(Restraint):
     Attributes:
         reasons: Nodes that it pins, by name, with what each would need.
         revived: Indices that stay although they are dead, by parameter and dim.
+        even: What stays so that layers agree and why, by name of the group.
+        unfit: Why other loaders cannot build layers that agree, None if they can.
     """
 
     reasons: dict[str, str] = field(default_factory=dict)
     revived: Revived = field(default_factory=dict)
+    even: dict[str, str] = field(default_factory=dict)
+    unfit: str | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -65,11 +69,14 @@ class Kept(Restraint):
                     {k: text for k, f in enumerate(step.factors) if f == "d"}
                 )
 
-    def seed(self, flow: Flow, needs: Needs, revived: Needs) -> None:
+    def seed(self, program: Program, flow: Flow, needs: Needs, revived: Needs) -> None:
         """Of a value that nothing needs, one whole row (head) stays, not one unit."""
         for name, indices in self.revived.items():
+            left = program.kept.get(name, {})
             for mask in revived.planes[flow.parameters[name]]:
                 for dim, index in indices.items():
+                    if dim in left:
+                        index = torch.isin(left[dim], index).nonzero().flatten()
                     if mask.shape[dim] > 1:
                         mask[(slice(None),) * dim + (index.numpy(),)] = True
         for seen, stays in zip(needs.planes, revived.planes, strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,40 +10,19 @@ from torch import nn
 from torch.fx import GraphModule
 
 from fgcompile.capture import capture
-from fgcompile.capture.state import tracing_state
+from fgcompile.capture.inputs import is_transformers_model
 from fgcompile.errors import ExportError, GateError
 from fgcompile.gates import find_container, remove_gates
 from fgcompile.program import Program
 from fgcompile.targets.module.expressible import Kept, eliminate_in_place
 from fgcompile.targets.module.history import History, history_of, remember
-from fgcompile.targets.module.resize import resize_parameters
+from fgcompile.targets.module.lowered import LoweredModule
+from fgcompile.targets.module.resize import names_of, resize_parameters
 from fgcompile.targets.module.roles import choices, role_sizes
 from fgcompile.targets.module.search import correct_attributes
-from fgcompile.targets.module.uniform import evened
+from fgcompile.targets.module.stock import fit_uniform
+from fgcompile.targets.module.uniform import Alike, find_alike, revived_units
 from fgcompile.targets.verify import TOLERANCE, largest_difference, outputs_of
-
-
-@dataclass
-class LoweredModule:
-    """A smaller model of the class that it was.
-
-    Attributes:
-        model: The module, in eval mode.
-        program: What it computes, with the indices that each parameter kept now.
-        kept: What its code pins, which a graph could do without.
-        history: How it differs from what its class builds, now and in earlier
-            lowerings.
-    """
-
-    model: nn.Module
-    program: Program
-    kept: Kept
-    history: History
-
-    def __call__(self, **inputs: Any) -> Any:
-        """Outputs of the model for inputs by name, as capture calls it."""
-        with tracing_state(self.model):
-            return self.model(**inputs)
 
 
 def lower_to_module(
@@ -79,7 +57,7 @@ def shrink_module(
     """`model` itself, without its dead dims.
 
     Args:
-        model: Without gates, in eval mode. It is changed.
+        model: Without gates, in eval mode. It may be changed.
         inputs: Example inputs by name.
         uniform: As for `lower_to_module`.
         values: Whether parameters hold their values. Without, zeros must be in place;
@@ -90,12 +68,39 @@ def shrink_module(
     """
     program = capture(model, inputs)
     lowered, kept = eliminate_in_place(program, values=values)
-    if uniform:
-        kinds = uniform if isinstance(uniform, tuple) else ()
-        stay = evened(model, program, lowered, kinds)
-        lowered, kept = eliminate_in_place(program, stay, values)
     expected = outputs_of(model, inputs)
-    sizes = role_sizes(program, lowered)
+
+    def even(sets: list[Alike]) -> LoweredModule:
+        small, stays = eliminate_in_place(program, revived_units(sets), values)
+        stays.even = {name: why for s in sets for name, why in s.revived.items()}
+        same = copy.deepcopy(model, _tensors(model))
+        return _resized(same, program, small, stays, inputs, expected, values)
+
+    if not uniform:
+        return _resized(model, program, lowered, kept, inputs, expected, values)
+    kinds = uniform if isinstance(uniform, tuple) else ()
+    sets = find_alike(model, program, lowered, kinds)
+    if kinds or not is_transformers_model(model):
+        return even(sets)
+    return fit_uniform(model, sets, even, inputs if values else None)
+
+
+def _tensors(model: nn.Module) -> dict[int, Any]:
+    """What a copy of `model` shares with it, as `deepcopy` wants it."""
+    return {id(t): t for t in (*model.parameters(), *model.buffers())}
+
+
+def _resized(
+    model: nn.Module,
+    program: Program,
+    lowered: Program,
+    kept: Kept,
+    inputs: dict[str, Any],
+    expected: list[torch.Tensor],
+    values: bool,
+) -> LoweredModule:
+    """`model` itself with the parameters of `lowered`, and attributes that fit."""
+    sizes = role_sizes(program, lowered, names_of(model))
     options = choices(model, sizes)
     config = copy.deepcopy(getattr(model, "config", None))
     resize_parameters(model, lowered, share=not values)

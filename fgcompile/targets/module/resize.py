@@ -22,7 +22,7 @@ def resize_parameters(model: nn.Module, lowered: Program, share: bool = False) -
     Raises:
         ExportError: If the program holds a tensor that the model has no place for.
     """
-    places = _places(model)
+    places = names_of(model)
     for node in lowered.graph.nodes:
         if node.op != "get_attr" or not lowered.is_parameter(node):
             continue
@@ -45,10 +45,10 @@ def resize_parameter(model: nn.Module, name: str, values: torch.Tensor) -> None:
     Raises:
         KeyError: If `model` has no such parameter.
     """
-    _put(model, _places(model)[name], values)
+    _put(model, names_of(model)[name], values)
 
 
-def _places(model: nn.Module) -> dict[str, list[str]]:
+def names_of(model: nn.Module) -> dict[str, list[str]]:
     """All names of each parameter, by each of them."""
     together: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

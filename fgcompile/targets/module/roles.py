@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -106,17 +106,19 @@ def _ordered(
     return (old, *changed) if slot.inside else (*changed, old)
 
 
-def role_sizes(before: Program, after: Program) -> Sizes:
+def role_sizes(
+    before: Program, after: Program, names: Mapping[str, list[str]]
+) -> Sizes:
     """The sizes of all parameters and of what every module computes.
 
     Args:
         before: The program of the model.
         after: The same, lowered; its nodes have the same names.
+        names: All names of each parameter, by each of them.
     """
     found: Sizes = {}
     for name, was, now in _parameter_sizes(before, after):
-        for path in _owners(name):
-            local = name.removeprefix(f"{path}." if path else "")
+        for path, local in _owners(names[name]):
             for dim, pair in enumerate(zip(was, now, strict=True)):
                 found.setdefault(path, {})[local, 0, dim] = pair
     later = {node.name: node for node in after.graph.nodes}
@@ -143,11 +145,16 @@ def _parameter_sizes(
         yield name, tuple(was.shape), tuple(now.shape)
 
 
-def _owners(name: str) -> Iterator[str]:
-    """Paths of all modules that hold the parameter: "a.b" and "a" and "" for a.b.w."""
-    while name:
-        name = name.rpartition(".")[0]
-        yield name
+def _owners(names: list[str]) -> Iterator[tuple[str, str]]:
+    """Paths of all modules that hold a parameter called so, and its name in them.
+
+    For "a.b.w" they are "a.b", "a" and "".
+    """
+    for name in names:
+        path = name
+        while path:
+            path = path.rpartition(".")[0]
+            yield path, name.removeprefix(f"{path}." if path else "")
 
 
 def _parameters(program: Program) -> dict[str, Node]:
