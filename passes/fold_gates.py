@@ -25,7 +25,7 @@ GATE = "fgcompile::gate"
 
 def fold_gates(program: Program) -> bool:
     """No gate is left; factors that no weight could take are multiplications."""
-    gates = [n for n in program.graph.nodes if _is_gate(n)]
+    gates = [n for n in program.graph.nodes if is_gate(n)]
     for gate in gates:
         for fold in (_drop, _fold_forward, _fold_back):
             if not gate.users or fold(program, gate):
@@ -39,7 +39,8 @@ def fold_gates(program: Program) -> bool:
     return bool(gates)
 
 
-def _is_gate(node: Node) -> bool:
+def is_gate(node: Node) -> bool:
+    """Whether a node multiplies by the factors of a gate."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.name == GATE
 
@@ -117,10 +118,10 @@ def _readers_of_view(view: Node) -> list[WeightUse] | None:
 
 
 def _gate_behind(node: Node) -> Node | None:
-    if _is_gate(node):
+    if is_gate(node):
         return node
     if _keeps_last_dim(node) and isinstance(node.args[0], Node):
-        return node.args[0] if _is_gate(node.args[0]) else None
+        return node.args[0] if is_gate(node.args[0]) else None
     return None
 
 

@@ -11,10 +11,18 @@ from fgcompile.passes.fold_constants import fold_constants
 from fgcompile.passes.fold_gates import fold_gates
 from fgcompile.passes.gather_live import gather_live
 from fgcompile.passes.merge_low_rank import merge_low_rank
+from fgcompile.passes.move_gates import move_gates
 from fgcompile.passes.propagate_constants import propagate_constants
 from fgcompile.program import Program
 
-PREPARE = (canonicalize, fold_constants, merge_low_rank, eliminate_dead_code)
+PREPARE = (
+    canonicalize,
+    # Before constants: a shared weight times its gate would be one.
+    move_gates,
+    fold_constants,
+    merge_low_rank,
+    eliminate_dead_code,
+)
 ELIMINATE = (
     # Dead branches first: what is left of a block whose every unit is dead would
     # otherwise keep one unit of each kind.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from fgcompile.passes.shrinkage import Shrinkage, call, new_buffer
+from fgcompile.passes.shrinkage import Shrinkage, new_buffer
 from fgcompile.program import Program
 
 aten = torch.ops.aten
@@ -41,23 +41,34 @@ def _restore(shrinkage: Shrinkage, node: Node) -> Node:
 def _widen(
     program: Program, node: Node, dim: int, mask: np.ndarray, known: np.ndarray
 ) -> Node:
-    """`node` with the constants `known` put back where `mask` is not set."""
-    rank = len(node.meta["val"].shape)
+    """`node` with the constants `known` put back where `mask` is not set.
+
+    A dim that holds the batch or length as well is widened in its static part. The new
+    nodes get their shapes when `node` itself has its new one.
+    """
+    graph, value = program.graph, node.meta["val"]
+    rank, mixed = value.dim(), not isinstance(value.shape[dim], int)
     kept = int(np.count_nonzero(mask))
+    wide = node
+    if mixed:
+        wide = graph.call_function(aten.unflatten.int, (node, dim, [-1, kept]))
+        rank, dim = rank + 1, dim + 1
     source = np.where(mask, np.cumsum(mask) - 1, kept)
     before_last = [0, 0] * (rank - 1 - dim)
-    padded = call(program, aten.constant_pad_nd.default, node, [*before_last, 0, 1])
+    padding = [*before_last, 0, 1]
+    wide = graph.call_function(aten.constant_pad_nd.default, (wide, padding))
     index = new_buffer(
         program, "index", torch.from_numpy(source.astype(np.int64)), node
     )
-    wide = call(program, aten.index_select.default, padded, dim, index)
+    wide = graph.call_function(aten.index_select.default, (wide, dim, index))
     values = np.where(mask, 0.0, known)
-    if not values.any():
-        return wide
-    shape = [1] * rank
-    shape[dim] = -1
-    dtype = node.meta["val"].dtype
-    constant = torch.from_numpy(values).to(dtype).reshape(shape)
-    return call(
-        program, aten.add.Tensor, wide, new_buffer(program, "values", constant, node)
-    )
+    if values.any():
+        shape = [1] * rank
+        shape[dim] = -1
+        constant = torch.from_numpy(values).to(value.dtype).reshape(shape)
+        buffer = new_buffer(program, "values", constant, node)
+        wide = graph.call_function(aten.add.Tensor, (wide, buffer))
+    if mixed:
+        wide = graph.call_function(aten.flatten.using_ints, (wide, dim - 1, dim))
+    wide.meta["val"] = value  # what it was before it shrank
+    return wide

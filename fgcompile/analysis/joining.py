@@ -14,6 +14,7 @@ from torch.fx import Node
 
 from fgcompile.analysis.alignment import align
 from fgcompile.analysis.steps import Array, Flow, Link, Move, Value
+from fgcompile.rules.movement import ImmovableError
 from fgcompile.rules.registry import DimRule
 from fgcompile.rules.shapes import hidden_shape, tensor_of
 
@@ -40,6 +41,7 @@ def concatenate(flow: Flow, node: Node) -> None:
         start = every - _same_everywhere(flow, nodes, every)
     else:
         start = {key for key in every if _plane(flow, key).shape[dim] > 1}
+    _check_sizes(flow, every, hidden_shape(tensor), dim, stacks)
     widths = [1 if stacks else hidden_shape(n.meta["val"])[dim] for n in nodes]
     if sum(widths) != hidden_shape(tensor)[dim]:
         start = set()  # beside a batch or sequence: alignment pins them
@@ -50,6 +52,23 @@ def concatenate(flow: Flow, node: Node) -> None:
         align(flow, node, (rule,), beside=frozenset(joined))  # (2)
     if joined:
         _join(flow, node, nodes, dim, hidden_shape(tensor), stacks, frozenset(aligned))
+
+
+def _check_sizes(
+    flow: Flow, planes: Planes, shape: tuple[int, ...], dim: int, stacks: bool
+) -> None:
+    """A dim of units beside a dynamic one that happens to be as large fits nowhere.
+
+    Raises:
+        ImmovableError: If there is one.
+    """
+    for key in planes:
+        sizes = list(_plane(flow, key).shape)
+        if stacks:
+            sizes.insert(dim, 1)
+        for d, (own, joint) in enumerate(zip(sizes, shape, strict=True)):
+            if d != dim and own not in (1, joint):
+                raise ImmovableError(f"{own} units beside a size of the inputs")
 
 
 def _same_everywhere(flow: Flow, nodes: tuple[Node, ...], every: Planes) -> Planes:

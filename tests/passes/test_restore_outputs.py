@@ -92,3 +92,24 @@ def test_row_that_only_an_output_sees_stays_if_it_varies() -> None:
     lowered = eliminate(program)
     assert shapes(lowered)["up.weight"] == [6, 4]
     assert_equal(program, lowered)
+
+
+class Rows(nn.Module):
+    """Every row of the batch as one long row of units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(x).sigmoid().flatten(1)
+
+
+def test_units_are_put_back_in_a_dim_that_holds_the_length_too() -> None:
+    for units in ((1, 4), range(6)):
+        model = Rows()
+        zero(model.up.weight, *units)
+        program = program_of(model, X)
+        lowered = eliminate(program)
+        assert_equal(program, lowered)
+        assert shapes(lowered) != shapes(program)

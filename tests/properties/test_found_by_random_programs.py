@@ -233,3 +233,25 @@ def test_gates_pass_operators_that_need_a_dim() -> None:
     for gate in gates(model).values():
         gate.close([1, 2])
     lowered_equal(model, x=x.double())
+
+
+class HalfBesideUnits(nn.Module):
+    """Half of the inputs, of a width that only the norm tells, beside as many units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up = nn.LayerNorm(2), nn.Linear(2, 5)
+        self.down, self.head = nn.Linear(5, 2), nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = x.chunk(2, 1)[1]
+        units = self.down(self.up(self.norm(half)).tanh())
+        return self.head(torch.stack([half, units], 2))
+
+
+def test_units_beside_a_size_of_the_inputs_stay() -> None:
+    model = HalfBesideUnits()
+    zero(model.up.weight, 1)
+    zero(model.down.weight, ..., 1)
+    lowered = lowered_equal(model, x=torch.randn(3, 4).double())
+    assert lowered.model.get_parameter("up.weight").shape == (4, 2)
