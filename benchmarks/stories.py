@@ -84,8 +84,9 @@ class Run:
 
     def gated(self, config: GateConfig | None = None, ascent: float = 0.0) -> Any:
         """The model with shared gates that meet the level half-way."""
-        limit = {"params": 1 - self.level, "of": "model"}
-        budget = Budget(**limit, steps=self.steps // 2, ascent=ascent)
+        budget = Budget(
+            params=1 - self.level, of="model", steps=self.steps // 2, ascent=ascent
+        )
         config = replace(config or GateConfig(), budget=budget, seed=self.seed)
         return fgcompile.insert_gates(copy.deepcopy(self.dense), config=config)
 

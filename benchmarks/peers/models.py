@@ -87,7 +87,7 @@ def build(name: str, small: bool) -> Any:
     torch.manual_seed(0)
     layers, width, heads, inner = (2, 64, 4, 128) if small else (12, 768, 12, 3072)
     words = 100 if small else 30522
-    shape = {
+    shape: dict[str, Any] = {
         "hidden_size": width,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
@@ -98,14 +98,14 @@ def build(name: str, small: bool) -> Any:
             BertConfig(**shape, vocab_size=words), add_pooling_layer=False
         )
     elif name == "vit":
-        image = {"image_size": 32, "patch_size": 16} if small else {}
+        image: dict[str, Any] = {"image_size": 32, "patch_size": 16} if small else {}
         model = ViTModel(ViTConfig(**shape, **image), add_pooling_layer=False)
     elif name == "gpt2":
-        sizes = {"n_embd": width, "n_layer": layers, "n_head": heads, "n_inner": inner}
-        tokens = {"bos_token_id": None, "eos_token_id": None}
-        model = GPT2Model(GPT2Config(**sizes, **tokens, vocab_size=words))
+        sizes: dict[str, Any] = {"n_embd": width, "n_layer": layers, "n_head": heads}
+        sizes |= {"n_inner": inner, "bos_token_id": None, "eos_token_id": None}
+        model = GPT2Model(GPT2Config(**sizes, vocab_size=words))
     else:
-        kv = {"num_key_value_heads": heads // (2 if small else 3)}
+        kv: dict[str, Any] = {"num_key_value_heads": heads // (2 if small else 3)}
         model = LlamaModel(LlamaConfig(**shape, **kv, vocab_size=words))
     for parameter in model.parameters():
         if parameter.dim() == 1:

@@ -37,7 +37,7 @@ def statistics(b: Builder) -> None:
     dim = -1 - b.pick(len(b.shape(x)) - 1)
     functions: tuple[Callable[[Tensor], Tensor], ...] = (
         lambda x: x.std(dim, keepdim=True),
-        lambda x: sum(torch.var_mean(x, dim, keepdim=True)),  # type: ignore[arg-type]
+        lambda x: torch.stack(torch.var_mean(x, dim, keepdim=True)).sum(0),
         lambda x: x.prod(dim, keepdim=True),
         lambda x: x.cumprod(dim),
         lambda x: aten._safe_softmax(x, dim),
