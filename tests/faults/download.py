@@ -60,7 +60,9 @@ def _environment(hub: Hub, home: str) -> dict[str, str]:
 def _cut(hub: Hub, command: list[str], environment: dict[str, str]) -> str:
     hub.line = "cut"
     told = _run(command, environment)
-    if told.startswith("1: error: cannot open model") and "Traceback" not in told:
+    # A lost line looks like a wrong name to transformers; the user learns both.
+    parts = ("error: cannot open model", "Behind it: ", "try again")
+    if told.startswith("1: ") and all(part in told for part in parts):
         return ""
     return f"unclear, exit status {told}"
 
