@@ -106,7 +106,8 @@ def read_only(writer: Writer, work: Path) -> Counter[str]:
             found["no read-only file system here"] += 1
             return found
         path = _placed(writer, fresh(work, writer), folder)
-        subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+        # Of the mount alone, which root of a user namespace may too.
+        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
         _judge(writer, path, outcome_of(partial(writer.write, "new", path)), found)
     return found
 
