@@ -36,8 +36,26 @@ def foreign(what: str, remedy: str) -> Iterator[None]:
     except FgcompileError:
         raise
     except Exception as error:
-        first = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise FormatError(f"{what}: {first[:300]}\n  {remedy}") from error
+        raise FormatError(f"{what}: {_reason(error)}\n  {remedy}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """What a library says, and on a line of its own what was behind that.
+
+    A library may take a lost connection for a wrong name; the first error knows.
+    """
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None and cause not in chain:
+        chain.append(cause)
+    root = chain[-1]
+    first, behind = _first_line(error), _first_line(root)
+    if behind in first:
+        return first
+    return f"{first}\n  Behind it: {type(root).__name__}: {behind}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().partition("\n")[0] or type(error).__name__)[:300]
 
 
 def named_class(name: Any) -> Any:

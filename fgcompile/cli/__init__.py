@@ -5,6 +5,7 @@ A new verb is a module with a function, and a line in `VERBS`.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from fgcompile.cli.changed import changed
 from fgcompile.cli.diff import diff
 from fgcompile.cli.git_setup import git_setup
 from fgcompile.cli.lower import lower
+from fgcompile.cli.output import Patient
 from fgcompile.cli.textconv import textconv
 from fgcompile.cli.twin import twin
 from fgcompile.errors import FgcompileError
@@ -61,6 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done, or the same. 1: an error, also a wrong command line. 2: only where
     `--exit-code` asks for it, the models differ or a budget is exceeded.
     """
+    if sys.stderr is None:  # closed by whoever started this process
+        return _main(arguments)
+    with contextlib.redirect_stderr(Patient(sys.stderr)):
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     try:
         status = app(arguments, prog_name=NAME, standalone_mode=False)
     except FgcompileError as error:

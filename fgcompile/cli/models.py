@@ -86,4 +86,6 @@ def model_class(name: str) -> tuple[Any, Any]:
 
 def _opening(name: str) -> AbstractContextManager[None]:
     remedy = "Give a folder with config.json and safetensors, or a name on the hub."
+    if not Path(name).exists():
+        remedy += " If it is the right name, try again when the hub can be reached."
     return foreign(f"cannot open model {name}", remedy)

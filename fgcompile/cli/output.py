@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -70,6 +70,30 @@ OutputOption = Annotated[
     Path | None, typer.Option("--output", "-o", help="Write to this file.")
 ]
 MAX_CHARS = COMMENT_LIMIT
+
+
+class Patient:
+    """A stream that drops what cannot be written.
+
+    A full disk behind a log is no reason to stop lowering, or to hide an error.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Its length, written or not."""
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing waits to be written, if that can be."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class UsageError(FgcompileError):

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import fgcompile
-from fgcompile.checkpoint.foreign import INDEX
+from fgcompile.checkpoint.foreign import INDEX, foreign
 from fgcompile.checkpoint.manifest import Manifest, sha256
 from fgcompile.cli import main
 from fgcompile.errors import FormatError
@@ -111,3 +111,26 @@ def test_lowering_is_refused_and_the_old_output_stays(
     assert "error: " in capsys.readouterr().err
     assert (out / "model.pt2").read_text() == "old"
     assert [file.name for file in out.iterdir()] == ["model.pt2"]
+
+
+def _told(error: Exception) -> str:
+    """What becomes of the error of a library."""
+    with pytest.raises(FormatError) as caught, foreign("cannot open it", "Try again."):
+        raise error
+    return str(caught.value)
+
+
+def test_what_was_behind_an_error_is_told() -> None:
+    error = OSError("no such model")
+    error.__cause__ = ConnectionError("peer closed connection\nafter 3 bytes")
+    assert _told(error) == (
+        "cannot open it: no such model\n"
+        "  Behind it: ConnectionError: peer closed connection\n"
+        "  Try again."
+    )
+
+
+def test_an_error_is_told_once() -> None:
+    error = OSError("no such model")
+    error.__cause__ = error
+    assert _told(error) == "cannot open it: no such model\n  Try again."

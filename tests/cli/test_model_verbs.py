@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import json
 import sys
 from pathlib import Path
@@ -91,6 +93,27 @@ def test_bad_command_lines_are_told(
 ) -> None:
     assert main(arguments) == 1
     assert message in capsys.readouterr().err
+
+
+class FullDisk(io.StringIO):
+    """A log on a disk without room."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_log_without_room_stops_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", FullDisk())
+    out, report = tmp_path / "out", tmp_path / "report.txt"
+    arguments = ["--target", "module", "--out", str(out), "--report", str(report)]
+    assert main(["lower", str(folder), *arguments]) == 0
+    assert "parameters" in report.read_text("utf-8")
+    assert main(["analyze", "no-such-folder"]) == 1
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 import fgcompile
 from fgcompile.cli import main
-from fgcompile.errors import FormatError
+from fgcompile.errors import FgcompileError, FormatError
 from fgcompile.methods import S2ftAdapter, S2ftEntry
 from fgcompile.targets.onnx import onnx_session
 from fgcompile.zoo.models import entry
@@ -33,7 +35,6 @@ class Writer:
         write: Writes the state "old" or "new" to a path.
         read: What can be read there; raises if it is not whole.
         wants: What `read` gives for each state.
-        share: Of the attempts that are asked for.
     """
 
     name: str
@@ -41,7 +42,6 @@ class Writer:
     write: Callable[[str, Path], object]
     read: Callable[[Path], Tensor]
     wants: dict[str, Tensor]
-    share: float = 1.0
 
     def state(self, path: Path, has_old: bool = True) -> str:
         """What is there: "old", "new", "nothing", or what is wrong with it."""
@@ -168,7 +168,7 @@ def lowering() -> Writer:
     def write(state: str, path: Path) -> None:
         fgcompile.lower(models[state], "onnx", path)
 
-    return Writer("lower to onnx", "model.onnx", write, _read_onnx, wants, 0.2)
+    return Writer("lower to onnx", "model.onnx", write, _read_onnx, wants)
 
 
 def streaming(work: Path) -> Writer:
@@ -187,17 +187,40 @@ def streaming(work: Path) -> Writer:
         wants[state] = model(TOKENS).logits.detach()
 
     def write(state: str, path: Path) -> None:
-        call = ["lower", work / "dense", "--gates", work / f"gates-{state}"]
-        call += ["--target", "module", "--out", path, "--report", os.devnull]
-        status = main([str(argument) for argument in call])
-        if status:
-            raise RuntimeError(f"exit status {status}")
+        run_cli(*lower_arguments(work / "dense", work / f"gates-{state}", path))
 
     def read(path: Path) -> Tensor:
         loaded: Any = fgcompile.load(path)
         return loaded(TOKENS).logits.detach()
 
-    return Writer("streamed lower", "small", write, read, wants, 0.3)
+    return Writer("streamed lower", "small", write, read, wants)
+
+
+class CommandError(FgcompileError):
+    """The command line ended with status 1 and told why."""
+
+
+def lower_arguments(model: Path | str, gates: Path, out: Path) -> list[str]:
+    """The command line from a model with gates to a folder, without a report."""
+    call = ["lower", model, "--gates", gates, "--target", "module", "--out", out]
+    return [str(argument) for argument in (*call, "--report", os.devnull)]
+
+
+def run_cli(*arguments: str) -> None:
+    """Runs a verb; what it says goes to memory, where no disk is full.
+
+    Raises:
+        CommandError: If it ends with status 1 and a message, which is this one's too.
+        RuntimeError: If it ends in another way.
+    """
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        status = main(arguments)
+    _, told, message = said.getvalue().rpartition("error: ")
+    if status == 1 and told:
+        raise CommandError(message.strip())
+    if status:
+        raise RuntimeError(f"exit status {status}: {said.getvalue()}")
 
 
 WRITERS: dict[str, Callable[[Path], Writer]] = {
