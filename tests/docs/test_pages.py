@@ -13,7 +13,7 @@ from tests.docs.settings import CHECKS, SETTINGS
 CONSOLE = {"tutorial.md"}
 """Pages whose console blocks run too; those of other pages show what is not here."""
 
-SLOW = {"decoders.md", "methods.md", "reports.md", "targets.md", "training.md"}
+SLOW = {"decoders.md", "methods.md", "reports.md", "targets.md"}
 SKETCHES = {"index.md"}
 """Pages that show code without all that it needs."""
 
