@@ -14,6 +14,9 @@ CONSOLE = {"tutorial.md"}
 """Pages whose console blocks run too; those of other pages show what is not here."""
 
 SLOW = {"decoders.md", "methods.md", "reports.md", "targets.md"}
+QUICK_UNTIL = {"decoders.md": "## ONNX, with its cache"}
+"""Headings of slow pages up to which they run in every test run."""
+
 SKETCHES = {"index.md"}
 """Pages that show code without all that it needs."""
 
@@ -51,6 +54,20 @@ def test_page_runs_from_top_to_bottom(
     for example in page:
         example.evaluate()
     CHECKS.get(name, lambda names: None)(page.namespace)
+
+
+@pytest.mark.parametrize(("name", "heading"), QUICK_UNTIL.items())
+@pytest.mark.usefixtures("own_rules")
+def test_first_part_of_a_slow_page_runs(
+    name: str, heading: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    last = (DOCS / name).read_text("utf-8").splitlines().index(heading)
+    examples = [each for each in read(name, console=False) if each.line <= last]
+    assert examples
+    for example in examples:
+        example.evaluate()
 
 
 @pytest.mark.parametrize("name", CODED)
