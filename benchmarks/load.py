@@ -35,8 +35,12 @@ from fgcompile import GateConfig, gates, insert_gates, lower
 from fgcompile.zoo.plain import AttentionBlock
 
 PAGE = resource.getpagesize()
-EXTRA = 60.0
-"""Growth per model that may come on top of torch.export's own [KiB]."""
+EXTRA = 500.0
+"""Growth per model that may come on top of torch.export's own [KiB].
+
+About a quarter of what there is comes from torch.fx, which keeps the source of every
+GraphModule for tracebacks. A trace that is kept takes about twice as much as this.
+"""
 EXTRA_OBJECTS = 200.0
 """The same for Python objects: a program that is kept has thousands."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,20 @@ def test_no_block_is_overlooked(name: str) -> None:
     assert {line for line in opened if line not in blocks} == {
         line for line in opened if text.splitlines()[line].startswith(">>>")
     }
+
+
+def test_every_defect_that_is_listed_has_its_test() -> None:
+    """Each test that docs/trust.md names is there, and none of random programs' is left out."""
+    folder = DOCS.parent / "tests"
+    files = [
+        folder / "properties" / "test_found_by_random_programs.py",
+        folder / "hostile" / "test_found.py",
+        folder / "lowering" / "test_load.py",
+    ]
+    found = re.findall(
+        r"^def (test_\w+)", "".join(f.read_text("utf-8") for f in files), re.M
+    )
+    named = re.findall(r"`(test_\w+)`", (DOCS / "trust.md").read_text("utf-8"))
+    assert set(named) <= set(found)
+    random = re.findall(r"^def (test_\w+)", files[0].read_text("utf-8"), re.M)
+    assert set(random) <= set(named), "describe the defect in docs/trust.md"
