@@ -84,7 +84,7 @@ def test_no_block_is_overlooked(name: str) -> None:
 
 
 def test_every_defect_that_is_listed_has_its_test() -> None:
-    """Each test that docs/trust.md names is there, and none of random programs' is left out."""
+    """Tests that docs/trust.md names exist; it leaves out no random program."""
     folder = DOCS.parent / "tests"
     files = [
         folder / "properties" / "test_found_by_random_programs.py",
