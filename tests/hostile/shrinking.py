@@ -38,7 +38,9 @@ def search(
     Raises:
         DefectError: At the first defect, with the smallest change that still has it.
     """
-    kept = database and DirectoryBasedExampleDatabase(database / target.name)
+    kept = None
+    if database is not None:
+        kept = DirectoryBasedExampleDatabase(database / target.name)
     tally = Tally()
 
     @settings(
