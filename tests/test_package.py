@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -92,3 +93,47 @@ def test_wheel_and_sdist_work_from_any_copy_of_the_tree(
     site = str(tmp_path / "site")
     printed = run(sys.executable, "-c", SMOKE, cwd=tmp_path, PYTHONPATH=site)
     assert printed.splitlines()[-1].startswith(site)
+
+
+def built(folder: Path) -> list[Path]:
+    """Wheel and sdist, from a copy of the tree."""
+    pytest.importorskip("build")
+    if not (ROOT / ".git").exists():
+        pytest.skip("this tree is no clone")
+    tree = unpack_as_zip(folder / "tree")
+    (tree / "fgcompile" / "passes").unlink()
+    run(sys.executable, "-m", "build", "--no-isolation", cwd=tree)
+    return sorted((tree / "dist").iterdir())
+
+
+def environment(folder: Path) -> Path:
+    """A virtual environment that also sees the packages of this one."""
+    run(sys.executable, "-m", "venv", "--without-pip", str(folder), cwd=folder.parent)
+    bin_folder = "Scripts" if os.name == "nt" else "bin"
+    (site,) = folder.rglob("site-packages")
+    # After the environment's own, so that an fgcompile installed here wins.
+    (site / "base.pth").write_text(sysconfig.get_path("purelib"))
+    return folder / bin_folder
+
+
+@pytest.mark.slow
+def test_wheel_and_sdist_are_installed_by_pip(tmp_path: Path) -> None:
+    packages = built(tmp_path)
+    assert [package.suffix for package in packages] == [".whl", ".gz"]
+    for package in packages:
+        folder = tmp_path / package.suffix.strip(".")
+        programs = environment(folder)
+        python, scratch = str(programs / "python"), folder / "scratch"
+        scratch.mkdir()
+        options = ("--no-deps", "--no-index", "--no-build-isolation", "--no-cache-dir")
+        run(python, "-m", "pip", "install", *options, str(package), cwd=scratch)
+        assert "lower" in run(str(programs / "fgcompile"), "--help", cwd=scratch)
+        printed = run(python, "-c", SMOKE, cwd=scratch)
+        assert printed.splitlines()[-1].startswith(str(folder))
+
+
+@pytest.mark.slow
+def test_wheel_works_as_the_zip_that_it_is(tmp_path: Path) -> None:
+    wheel = next(p for p in built(tmp_path) if p.suffix == ".whl")
+    printed = run(sys.executable, "-c", SMOKE, cwd=tmp_path, PYTHONPATH=str(wheel))
+    assert printed.splitlines()[-1].startswith(str(wheel))

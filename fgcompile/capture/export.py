@@ -13,6 +13,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from fgcompile.capture.diagnosis import export_failure, is_hopeless
+from fgcompile.capture.memory import forget_traces, remember_trace
 from fgcompile.capture.others import resized
 from fgcompile.capture.shapes import distinct_plans, grow_batch
 from fgcompile.capture.state import tracing_state
@@ -55,10 +56,13 @@ def export(
 def _export_once(
     model: nn.Module, inputs: dict[str, Any], shapes: dict[str, Any]
 ) -> ExportedProgram:
+    forget_traces()
     with tracing_state(model):
-        return torch.export.export(
+        exported = torch.export.export(
             model, (), inputs, dynamic_shapes=shapes, strict=False
         )
+    remember_trace(exported.graph.nodes)
+    return exported
 
 
 def _log_refusal(label: str, reason: str) -> None:

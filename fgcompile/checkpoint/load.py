@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,18 @@ def shrink(model: nn.Module, manifest: Manifest) -> None:
     """Gives `model` the shapes and attributes of the manifest, in place.
 
     The values of parameters that change their shape are undefined afterwards.
+
+    Raises:
+        FormatError: If a shape is not contained in the dense one.
     """
     for name, shape in manifest.shapes.items():
         old = model.get_parameter(name)
+        # Looked at first: sizes that no memory holds fail in the allocator.
+        if len(shape) != old.dim() or any(map(operator.gt, shape, old.shape)):
+            raise FormatError(
+                f"{name} of {list(old.shape)} cannot become {shape}\n"
+                "  The manifest is damaged, or not that of this model. Save it again."
+            )
         resize_parameter(model, name, old.new_empty(shape))
     apply_attributes(model, manifest.attributes)
 

@@ -156,9 +156,14 @@ class GraphReader:
         self._calls.pop()
 
     def _constant(self, proto: onnx.NodeProto, place: str) -> Operand:
-        (attribute,) = proto.attribute or (None,)
-        if attribute is None:
+        if not proto.attribute:
             return None
+        if len(proto.attribute) > 1:
+            raise FormatError(
+                f"constant {proto.name or proto.output[0]} has "
+                f"{len(proto.attribute)} values{_CHECK}"
+            )
+        (attribute,) = proto.attribute
         if not attribute.HasField("t"):
             return Constant(self._attribute(attribute))
         tensor = attribute.t

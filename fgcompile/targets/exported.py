@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fgcompile.capture.memory import remember_trace
 from fgcompile.program import Program
 
 _PLAIN = (dict, list, tuple)
@@ -23,13 +24,15 @@ def export_program(program: Program) -> torch.export.ExportedProgram:
         _dynamic(node.meta.get("val")) for node in program.placeholders[: len(leaves)]
     ]
     dynamic = pytree.tree_unflatten(shapes, spec)
-    return torch.export.export(
+    exported = torch.export.export(
         program.graph_module,
         (),
         program.inputs,
         dynamic_shapes=dict(zip(program.inputs, dynamic, strict=True)),
         strict=False,
     )
+    remember_trace(exported.graph.nodes)
+    return exported
 
 
 def save_program(program: Program, file: Path) -> None:

@@ -6,6 +6,11 @@ FgcompileError. It may not raise anything else, die, use 10 s of processor time 
 2 GB of memory, open a file outside of the folder, run code, or ask the user.
 
     python -m tests.hostile --only onnx:17 --keep /tmp/case   # one input, to look at
+    python -m tests.hostile --shrink
+
+With --shrink hypothesis makes the inputs instead, other ones in each run. It stops at
+the first defect of a reader, makes that input small, and keeps it in .hypothesis: the
+next run begins with it.
 """
 
 from __future__ import annotations
@@ -20,8 +25,11 @@ from pathlib import Path
 import torch
 
 from tests.hostile.guard import Guard
-from tests.hostile.runner import Tally, run, run_case
+from tests.hostile.runner import Tally, damage, numbered, read_case, run
+from tests.hostile.shrinking import DefectError, search
 from tests.hostile.targets import TARGETS, write_outside
+
+_DATABASE = Path(".hypothesis") / "hostile"
 
 
 def main() -> int:
@@ -34,6 +42,9 @@ def main() -> int:
         "--only", help="one input, as target:number; its error is shown"
     )
     parser.add_argument("--keep", type=Path, help="with --only: copy the input there")
+    parser.add_argument(
+        "--shrink", action="store_true", help="hypothesis makes the inputs, small ones"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -48,8 +59,9 @@ def _one(options: argparse.Namespace, work: Path) -> int:
     name, _, number = options.only.partition(":")
     target = TARGETS[name]
     guard = Guard(work, work / "outside")
-    outcome = run_case(target, options.seed, int(number), work, guard)
-    print(outcome)
+    change = damage(target, numbered(target, options.seed, int(number)), work)
+    outcome = read_case(target, work, guard)
+    print(outcome.kind, outcome.detail, change)
     if options.keep:
         shutil.copytree(work / "case", options.keep, symlinks=True)
     target.use(work / "case")
@@ -58,15 +70,26 @@ def _one(options: argparse.Namespace, work: Path) -> int:
 
 def _all(options: argparse.Namespace, work: Path) -> int:
     shares = {name: TARGETS[name].share for name in options.targets}
-    tallies = {}
-    print(f"seed {options.seed}")
+    tallies, failed = {}, False
+    print("hypothesis" if options.shrink else f"seed {options.seed}")
     for name, share in shares.items():
         count = max(1, round(options.inputs * share / sum(shares.values())))
         start = time.monotonic()
-        tallies[name] = run(TARGETS[name], options.seed, range(count), work, _tell)
+        try:
+            tallies[name] = _inputs(options, name, count, work)
+        except DefectError as error:
+            failed = True
+            _tell(str(error))
+            continue
         _tell(f"{name}: {count} inputs in {time.monotonic() - start:.0f} s")
     print(table(tallies))
-    return int(any(tally.defects for tally in tallies.values()))
+    return int(failed or any(tally.defects for tally in tallies.values()))
+
+
+def _inputs(options: argparse.Namespace, name: str, count: int, work: Path) -> Tally:
+    if options.shrink:
+        return search(TARGETS[name], count, work, _DATABASE)
+    return run(TARGETS[name], options.seed, range(count), work, _tell)
 
 
 def _tell(text: str) -> None:

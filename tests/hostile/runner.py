@@ -1,8 +1,8 @@
-"""Runs cases in a child process with limits; a case that hangs or dies is reported.
+"""Reads cases in a child process with limits; a case that hangs or dies is reported.
 
-The child is forked from a process that has everything imported, works through cases
-one after the other, and says before and after each what it does. If it stops saying
-so, it is killed, and a new child goes on with the next case.
+The child is forked from a process that has everything imported, and reads one case
+after the other when it is told to. If it does not answer, it is killed, and a new
+child goes on with the next case.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -73,6 +73,9 @@ class Outcome:
     def defect(self) -> bool:
         return self.kind not in ("accepted", "refused")
 
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.detail} ({self.change})"
+
 
 @dataclass
 class Tally:
@@ -96,23 +99,30 @@ class Tally:
             self.defects.setdefault(key, []).append(number)
 
 
-def run_case(
-    target: Target, seed: int, number: int, work: Path, guard: Guard
-) -> Outcome:
-    """One damaged copy of the target's good files, read in this process."""
+def damage(target: Target, random: Random, work: Path) -> str:
+    """Makes a damaged copy of the target's good files; says what was done to it."""
     good, case = build(target, work), work / "case"
     shutil.rmtree(case, ignore_errors=True)
     shutil.copytree(good, case, symlinks=True, copy_function=_copied)
-    change = target.attack(Random(f"{seed}:{target.name}:{number}"), case)
+    return target.attack(random, case)
+
+
+def numbered(target: Target, seed: int, number: int) -> Random:
+    """What decides about an input: the same one for the same seed and number."""
+    return Random(f"{seed}:{target.name}:{number}")
+
+
+def read_case(target: Target, work: Path, guard: Guard) -> Outcome:
+    """The damaged copy, read in this process."""
     start = time.process_time()
     guard.start(target.commands)
     try:
-        kind, detail = _outcome(target, case)
+        kind, detail = _outcome(target, work / "case")
     finally:
         guard.stop()
     if guard.found:
         kind, detail = "trespass", guard.found[0]
-    return Outcome(kind, detail, change, time.process_time() - start)
+    return Outcome(kind, detail, seconds=time.process_time() - start)
 
 
 def build(target: Target, work: Path) -> Path:
@@ -176,55 +186,74 @@ def _place(error: BaseException) -> str:
     return " < ".join(dict.fromkeys(names))
 
 
+class Reader:
+    """Reads the inputs of a target in a child, which is replaced when it fails."""
+
+    def __init__(self, target: Target, work: Path) -> None:
+        """Writes the good files below `work`."""
+        build(target, work)
+        self._target, self._work = target, work
+        self._process: Any = None
+        self._pipe: Any = None
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop()
+
+    def read(self, random: Random) -> Outcome:
+        """How an input ends that is damaged as `random` says."""
+        change = damage(self._target, random, self._work)
+        if self._process is None:
+            self._start()
+        self._pipe.send("read")
+        outcome = self._answer()
+        outcome.change = change
+        return outcome
+
+    def _start(self) -> None:
+        self._pipe, theirs = _FORK.Pipe()
+        arguments = (self._target, self._work, theirs, self._pipe)
+        self._process = _FORK.Process(target=_serve, args=arguments)
+        self._process.start()
+        theirs.close()
+
+    def _answer(self) -> Outcome:
+        if fault := _wait(self._pipe, self._process.pid):
+            self._stop()
+            return Outcome(fault, seconds=SECONDS)
+        try:
+            outcome: Outcome = self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            code = self._process.exitcode
+            self._stop()
+            return Outcome("crash", f"exit {code}")
+        return outcome
+
+    def _stop(self) -> None:
+        if self._process is None:
+            return
+        if self._process.is_alive():
+            os.kill(self._process.pid, signal.SIGKILL)
+        self._process.join()
+        self._pipe.close()
+        self._process = None
+
+
 def run(
     target: Target, seed: int, numbers: range, work: Path, tell: Callable[[str], None]
 ) -> Tally:
     """All cases of a target; each defect is told when it is found."""
     tally = Tally()
-    build(target, work)
-    waiting = list(numbers)
-    while waiting:
-        for number, outcome in _child(target, seed, waiting, work):
-            waiting = waiting[1:]
+    with Reader(target, work) as reader:
+        for number in numbers:
+            outcome = reader.read(numbered(target, seed, number))
             tally.add(number, outcome)
             if outcome.defect:
-                detail = f"{outcome.kind}: {outcome.detail}"
-                tell(f"{target.name}:{number} {detail} ({outcome.change})")
+                tell(f"{target.name}:{number} {outcome}")
     return tally
-
-
-def _child(
-    target: Target, seed: int, numbers: list[int], work: Path
-) -> Iterator[tuple[int, Outcome]]:
-    """Outcomes until all are there, or the child stopped."""
-    ours, theirs = _FORK.Pipe(duplex=False)
-    process = _FORK.Process(target=_work, args=(target, seed, numbers, work, theirs))
-    process.start()
-    theirs.close()
-    assert process.pid is not None
-    number, change = numbers[0], ""
-    try:
-        while True:
-            fault = _wait(ours, process.pid)
-            if fault:
-                yield number, Outcome(fault, "", change, SECONDS)
-                return
-            try:
-                message = ours.recv()
-            except EOFError:
-                process.join()
-                if process.exitcode:
-                    yield number, Outcome("crash", f"exit {process.exitcode}", change)
-                return
-            if isinstance(message, Outcome):
-                yield number, message
-            else:
-                number = message
-    finally:
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        ours.close()
 
 
 def _wait(pipe: Any, pid: int) -> str:
@@ -253,8 +282,9 @@ def _status(pid: int) -> tuple[str, float]:
     return fields[0], sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
-def _work(target: Target, seed: int, numbers: list[int], work: Path, pipe: Any) -> None:
+def _serve(target: Target, work: Path, pipe: Any, parents: Any) -> None:
     """The child: it never returns to the parent's code."""
+    parents.close()
     tempfile.tempdir = str(work)
     sys.dont_write_bytecode = True
     sys.stdin = io.StringIO()
@@ -263,12 +293,11 @@ def _work(target: Target, seed: int, numbers: list[int], work: Path, pipe: Any) 
     if used:
         resource.setrlimit(resource.RLIMIT_AS, (used + BYTES, used + BYTES))
     before = _peak()
-    for number in numbers:
-        pipe.send(number)
-        outcome = run_case(target, seed, number, work, guard)
-        outcome.megabytes = (_peak() - before) >> 20
-        pipe.send(outcome)
-    pipe.close()
+    with contextlib.suppress(EOFError):
+        while pipe.recv():
+            outcome = read_case(target, work, guard)
+            outcome.megabytes = (_peak() - before) >> 20
+            pipe.send(outcome)
     os._exit(0)
 
 

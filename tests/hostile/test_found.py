@@ -158,6 +158,24 @@ def test_an_attribute_without_a_value_is_refused() -> None:
         diff(graph([node]), graph([node]))
 
 
+def test_a_constant_of_two_values_is_refused() -> None:
+    tensor = helper.make_tensor("t", TensorProto.FLOAT, [2], [1.0, 2.0])
+    node = helper.make_node("Constant", [], ["y"], value=tensor, value_float=1.0)
+    with pytest.raises(FormatError, match="constant y has 2 values"):
+        diff(graph([node]), graph([node]))
+
+
+@pytest.mark.parametrize("shape", [[2**55], [9], [8, 1], []])
+def test_a_saved_shape_that_the_model_does_not_contain_is_refused(
+    tmp_path: Path, shape: list[int]
+) -> None:
+    TARGETS["module"].build(tmp_path)
+    manifest = json.loads((tmp_path / "fgcompile.json").read_text())
+    _edit(tmp_path / "fgcompile.json", shapes=manifest["shapes"] | {"up.bias": shape})
+    with pytest.raises(FormatError, match=r"up.bias of \[8\] cannot become"):
+        fgcompile.load(tmp_path, Mlp())
+
+
 @pytest.mark.parametrize(
     ("op", "domain", "operands"),
     [

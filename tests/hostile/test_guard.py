@@ -9,11 +9,13 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from tests.hostile import runner
 from tests.hostile.runner import Target, run
+from tests.hostile.shrinking import DefectError, search
 
 
 def _opens(case: Path) -> None:
@@ -83,3 +85,33 @@ def test_a_reader_that_misbehaves_is_told(
     target = Target("bad", 1, lambda folder: None, lambda random, case: "", use)
     tally = run(target, 0, range(1), tmp_path, lambda text: None)
     assert dict(tally.counts) == {kind: 1}
+
+
+def _numbers(random: Random, case: Path) -> str:
+    """Some numbers; what is read is those."""
+    text = " ".join(str(random.randrange(1000)) for _ in range(random.randrange(1, 9)))
+    (case / "numbers").write_text(text)
+    return text
+
+
+def _dies_of_large_ones(case: Path) -> None:
+    if max(map(int, (case / "numbers").read_text().split())) > 100:
+        _dies(case)
+
+
+def test_an_input_that_kills_a_reader_is_made_small_and_remembered(
+    tmp_path: Path,
+) -> None:
+    tried: list[str] = []
+
+    def attack(random: Random, case: Path) -> str:
+        tried.append(_numbers(random, case))
+        return tried[-1]
+
+    target = Target("bad", 1, lambda folder: None, attack, _dies_of_large_ones)
+    with pytest.raises(DefectError, match=r"bad crash: exit -9 \(101\)"):
+        search(target, 50, tmp_path, tmp_path / "database")
+    tried.clear()
+    with pytest.raises(DefectError):
+        search(target, 50, tmp_path, tmp_path / "database")
+    assert tried[0] == "101"

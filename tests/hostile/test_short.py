@@ -1,4 +1,4 @@
-"""A short run of `python -m tests.hostile` with fixed seeds, and a longer one."""
+"""Short runs of `python -m tests.hostile` with fixed seeds, and longer ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.runner import run
+from tests.hostile.runner import Tally, run
+from tests.hostile.shrinking import search
 from tests.hostile.targets import TARGETS, write_outside
 
 QUICK = {
@@ -19,23 +20,35 @@ QUICK = {
 }
 
 
-def check(name: str, seed: int, count: int, work: Path) -> None:
-    """No input of the target is a defect."""
-    write_outside(work / "outside")
-    tally = run(TARGETS[name], seed, range(count), work, print)
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A folder with files outside of it."""
+    write_outside(tmp_path / "outside")
+    return tmp_path
+
+
+def check(tally: Tally, count: int) -> None:
+    """No input was a defect."""
     assert tally.defects == {}
     assert sum(tally.counts.values()) == count
     assert tally.counts["refused"]
 
 
 @pytest.mark.parametrize(("name", "count"), QUICK.items())
-def test_damaged_files_are_read_or_refused(
-    tmp_path: Path, name: str, count: int
+def test_damaged_files_are_read_or_refused(work: Path, name: str, count: int) -> None:
+    check(run(TARGETS[name], 7, range(count), work, print), count)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_files_that_hypothesis_damages_are_read_or_refused(
+    work: Path, name: str
 ) -> None:
-    check(name, 7, count, tmp_path)
+    check(search(TARGETS[name], 8, work), 8)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
-def test_more_damaged_files_are_read_or_refused(tmp_path: Path, name: str) -> None:
-    check(name, 11, max(4, round(15 * TARGETS[name].share)), tmp_path)
+def test_more_damaged_files_are_read_or_refused(work: Path, name: str) -> None:
+    count = max(4, round(15 * TARGETS[name].share))
+    check(run(TARGETS[name], 11, range(count), work, print), count)
+    check(search(TARGETS[name], count, work), count)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fgcompile import analyze, insert_gates, lower
+from fgcompile import GateConfig, analyze, gates, insert_gates, lower
 from fgcompile.errors import CaptureError, ExportError, GateError, VerifyError
+from tests.gates.models import bert, bert_batch
 from tests.passes.check import zero
 
 X = torch.linspace(-1, 1, 40).view(2, 5, 4)
@@ -125,8 +126,8 @@ class Parametric(nn.Module):
         return self.values.expand(x.shape[0], -1)
 
 
-def scaled(factor: float) -> nn.Module:
-    model = Net()
+def scaled(factor: float, dtype: torch.dtype = torch.float32) -> nn.Module:
+    model = Net().to(dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(factor)
@@ -160,6 +161,9 @@ RIGHT: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "non-contiguous-input": (Net, X.transpose(0, 1)),
     "training-mode": (Normed, X),
     "nan-input": (Net, X * torch.nan),
+    "infinite-input": (Net, X * torch.inf),
+    "some-infinite-inputs": (Net, X.masked_fill(X > 0.9, torch.inf)),
+    "float64-beyond-float32": (lambda: scaled(1e50, torch.float64), X.double()),
 }
 
 
@@ -265,3 +269,81 @@ def test_complex_constants_are_not_taken_for_their_real_part() -> None:
 
     lowered = lower(Turned(), example_inputs=(X,))
     torch.testing.assert_close(lowered(X), X * torch.tensor([1j, 0j, 2j, 0j]))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest"), [(torch.float32, 1e38), (torch.float16, 6e4)]
+)
+def test_weights_that_overflow_are_refused(dtype: torch.dtype, largest: float) -> None:
+    """All weights are finite, no output of the dense model is: nothing to compare."""
+    model, x = Net().to(dtype), (X.abs() + 1).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(largest).abs_()
+        assert all(bool(p.isfinite().all()) for p in model.parameters())
+        assert not model(x).isfinite().any()
+    with pytest.raises(VerifyError, match="is NaN or infinite everywhere"):
+        lower(model, example_inputs=(x,))
+
+
+def gated(model: nn.Module, x: Tensor, closed: Any) -> Any:
+    """Gates in `model`, of which each has the units `closed(size)` closed."""
+    insert_gates(model.eval(), (x,), GateConfig(kinds=("mlp",)))
+    assert gates(model)
+    for gate in gates(model).values():
+        gate.close(list(closed(gate.size)))
+    return model
+
+
+def assert_lowered_equal(model: Any, x: Tensor, rtol: float = 1e-5) -> Any:
+    lowered = lower(model)
+    with torch.no_grad():
+        torch.testing.assert_close(lowered(x), model(x), rtol=rtol, atol=rtol)
+    return lowered
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rtol"),
+    [(torch.float64, 1e-12), (torch.bfloat16, 3e-2), (torch.float16, 3e-3)],
+)
+def test_gates_of_any_precision_are_folded(dtype: torch.dtype, rtol: float) -> None:
+    x = X.to(dtype)
+    model = gated(Net().to(dtype), x, lambda size: range(0, size, 2))
+    assert all(p.dtype == dtype for n, p in model.named_parameters() if "weight" in n)
+    lowered = assert_lowered_equal(model, x, rtol)
+    assert lowered.model.get_parameter("up.weight").shape[0] <= 4
+    assert {p.dtype for p in lowered.model.parameters()} == {dtype}
+
+
+def test_groups_of_which_no_unit_is_open_are_lowered_to_constants() -> None:
+    model = gated(Net(), X, range)
+    lowered = assert_lowered_equal(model, X)
+    before = sum(p.numel() for p in Net().parameters())
+    assert sum(p.numel() for p in lowered.model.parameters()) < before / 4
+
+
+def test_tied_weights_with_gates_stay_tied_in_value() -> None:
+    model = gated(Tied(), X, lambda size: range(1, size, 3))
+    assert_lowered_equal(model, X)
+
+
+def test_a_bert_without_layers_is_lowered() -> None:
+    model = bert(num_hidden_layers=0)
+    with pytest.raises(GateError, match="0 head groups found"):
+        insert_gates(model, config=GateConfig(kinds=("head",)))
+    ids = bert_batch()["input_ids"]
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    batch["token_type_ids"] = torch.zeros_like(ids)
+    lowered = lower(model)
+    with torch.no_grad():
+        want, got = model.eval()(**batch), lowered(**batch)
+    torch.testing.assert_close(got["logits"], want["logits"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_model_on_a_gpu_is_lowered_there(dtype: torch.dtype) -> None:
+    x = X.to("cuda", dtype)
+    model = gated(Net().to("cuda", dtype), x, lambda size: range(0, size, 2))
+    lowered = assert_lowered_equal(model, x, 1e-5 if dtype == torch.float32 else 3e-2)
+    assert all(p.is_cuda for p in lowered.model.parameters())
