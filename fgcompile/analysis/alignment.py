@@ -15,6 +15,7 @@ plane over `(h, d)` the dims `d` lie inside the heads `h`. Three things follow.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +25,7 @@ from fgcompile.analysis.steps import Align, Array, Flow, Reason, Slot, Value
 from fgcompile.rules.movement import is_movement
 from fgcompile.rules.pattern import Dim, PatternError, parse
 from fgcompile.rules.registry import DimRule, Operand
-from fgcompile.rules.shapes import hidden_shape, operands_of, tensor_of
+from fgcompile.rules.shapes import hidden_shape, hidden_size, operands_of, tensor_of
 
 
 def align(
@@ -64,6 +65,10 @@ def _step(
         dims.append(pattern.operand_dims(position, len(shape)) if present else ())
         shapes.append(shape)
     sizes = _factor_sizes(rule, dims, shapes)
+    if not rule.output and tensor_of(node) is not None:
+        outputs = pattern.output_dims(len(node.meta["val"].shape))
+        for _, text in _bound(node, outputs, sizes):
+            raise PatternError(text)
     if all(v is None for v in values):
         if rule.output:
             named[rule.output] = (None, _output_shape(rule, sizes, _rank(rule, shapes)))
@@ -131,6 +136,21 @@ def _factor_sizes(
     return sizes
 
 
+def _bound(
+    node: Node, dims: tuple[Dim, ...], sizes: dict[str, int]
+) -> Iterator[tuple[str, str]]:
+    """Factors of units that are as many as a size of the inputs, and a text for each.
+
+    `min(length, 4)` beside four units is such a size.
+    """
+    tensor = tensor_of(node)
+    shape = tensor.shape if tensor is not None else ()
+    for dim, size in zip(dims, shape, strict=False):
+        units = math.prod(sizes.get(factor, 1) for factor in dim)
+        if not isinstance(size, int) and hidden_size(size) == 1 != units:
+            yield dim[-1], f"a size of the inputs stands for {units} units"
+
+
 def _rank(rule: DimRule, shapes: list[tuple[int, ...]]) -> int:
     """Rank of a named output: that of the widest operand with an ellipsis."""
     pattern = parse(rule.pattern)
@@ -173,6 +193,10 @@ def _pin_factors(flow: Flow, step: Align) -> None:
         axis = step.factors.index(factor)
         if not any(s.operand == 0 and axis in s.axes for s in step.slots):
             step.pinned[axis] = f"{_name(step.node)} has statistics of model inputs"
+    for source, dims in zip(step.sources, step.dims, strict=True):
+        sizes = dict(zip(step.factors, step.sizes, strict=True))
+        for factor, text in _bound(source, dims, sizes) if source is not None else ():
+            step.pinned[step.factors.index(factor)] = text
     for axis, text in step.pinned.items():
         slots = [s for s in step.slots if axis in s.axes]
         if slots:

@@ -255,3 +255,26 @@ def test_units_beside_a_size_of_the_inputs_stay() -> None:
     zero(model.down.weight, ..., 1)
     lowered = lowered_equal(model, x=torch.randn(3, 4).double())
     assert lowered.model.get_parameter("up.weight").shape == (4, 2)
+
+
+class DiagonalBesideUnits(nn.Module):
+    """As many inputs as the shorter side of a matrix has, added to units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        diagonal = x.diagonal(dim1=-2, dim2=-1)
+        return self.head(diagonal + self.down(self.up(diagonal).relu()))
+
+
+def test_units_that_are_as_many_as_a_size_of_the_inputs_stay() -> None:
+    model = DiagonalBesideUnits()
+    zero(model.up.weight, 1)
+    zero(model.up.bias, 1)
+    zero(model.down.weight, 2)
+    zero(model.down.bias, 2)
+    lowered = lowered_equal(model, x=torch.randn(3, 5, 4).double())
+    assert lowered.model.get_parameter("up.weight").shape == (5, 4)
