@@ -461,6 +461,31 @@ def gpt2() -> Case:
     return _gated(model, {"input_ids": torch.arange(22).reshape(2, 11) % 17}, "head")
 
 
+def left_padded() -> Case:
+    """The same decoder, and rows that begin with padding."""
+    model, inputs = gpt2()
+    mask = torch.ones_like(inputs["input_ids"])
+    mask[1, :3] = 0
+    return model, {**inputs, "attention_mask": mask}
+
+
+class TiedGate(nn.Module):
+    """A square table that is read as it is, and gated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 4, bias=False), nn.Linear(4, 3)
+        self.factors = nn.Parameter(torch.tensor([0.3, 0.0, 0.6, 1.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gated = torch.ops.fgcompile.gate(self.up.weight, self.factors, 1)
+        return self.down(F.linear(torch.tanh(self.up(x)), gated))
+
+
+def tied_gate() -> Case:
+    return _seeded(TiedGate), _tokens()
+
+
 class LowRank(nn.Module):
     """A linear map with a scaled low-rank update beside it, as LoRA writes it."""
 

@@ -240,6 +240,14 @@ def _places_off_by_one(right: Any) -> Any:
     )
 
 
+def _gate_of_rows(right: Any) -> Any:
+    def move(program: Any, node: Any, gate: Any) -> Any:
+        gate.args = (*gate.args[:2], 0)
+        return right(program, node, gate)
+
+    return move
+
+
 MUTANTS = (
     Mutant(
         "a slice bound is off by one",
@@ -451,5 +459,11 @@ MUTANTS = (
         f"{PASSES}.gather_live:_scatter_rows",
         _bias_rows_are_dead,
         models.wide_rows,
+    ),
+    Mutant(
+        "a gate of columns is moved to the result",
+        f"{PASSES}.move_gates:_move",
+        _gate_of_rows,
+        models.tied_gate,
     ),
 )

@@ -145,6 +145,14 @@ def _other_twin(right: Any) -> Any:
     return twin
 
 
+def _last_name_first(right: Any) -> Any:
+    return lambda ports, names: right(ports, names[::-1])
+
+
+def _as_it_is(right: Any) -> Any:
+    return lambda program: program
+
+
 MUTANTS = (
     Mutant(
         "capture drops an activation",
@@ -253,5 +261,19 @@ MUTANTS = (
         models.gpt2,
         "onnx",
         cache=True,
+    ),
+    Mutant(
+        "OpenVINO: two outputs change names",
+        f"{TARGETS}.openvino:_set_names",
+        _last_name_first,
+        models.two_outputs,
+        "openvino",
+    ),
+    Mutant(
+        "OpenVINO: rows that attend to nothing are left as they are",
+        f"{TARGETS}.openvino:_without_empty_rows",
+        _as_it_is,
+        models.left_padded,
+        "openvino",
     ),
 )
