@@ -181,7 +181,8 @@ def _outputs(model: nn.Module, analysis: Analysis) -> list[Any]:
 def _named(outputs: Any) -> Any:
     # A cache is an output too, but holds heads in the order of the weights.
     if isinstance(outputs, Mapping):
-        return {k: v for k, v in outputs.items() if "past_key_values" not in k}
+        caches = [k for k in outputs if "past_key_values" in k or k == "cache"]
+        return {k: v for k, v in outputs.items() if k not in caches}
     return {"": outputs}
 
 

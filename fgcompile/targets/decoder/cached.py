@@ -16,6 +16,9 @@ from fgcompile.targets.extras import require
 
 Cache = Sequence[tuple[Tensor, Tensor]]
 
+CACHE_NAMES = ("past_key_values", "cache")
+"""What the cache is called, as argument and as output; transformers 5.24 renamed it."""
+
 
 @dataclass(frozen=True)
 class CacheLayer:
@@ -49,6 +52,7 @@ class CachedModel(nn.Module):
         super().__init__()
         self.model = model
         self.layers = tuple(layers)
+        self.cache_name = _cache_name(model)
 
     def forward(
         self, tokens: dict[str, Tensor], past: Cache
@@ -60,8 +64,9 @@ class CachedModel(nn.Module):
             past: Keys and values of each layer, `[b h p d]`.
         """
         cache = _as_cache(self.layers, past)
-        outputs = self.model(**tokens, past_key_values=cache, use_cache=True)
-        present = outputs.past_key_values.layers
+        given = {**tokens, self.cache_name: cache, "use_cache": True}
+        outputs = self.model(**given)
+        present = getattr(outputs, self.cache_name).layers
         return outputs.logits, [
             (present[layer.index].keys, present[layer.index].values)
             for layer in self.layers
@@ -82,9 +87,7 @@ def cache_layers(model: nn.Module) -> list[CacheLayer]:
         ExportError: If `model` is no decoder with a cache of keys and values.
     """
     require("hf", "transformers")
-    parameters = inspect.signature(model.forward).parameters
-    if not {"input_ids", "past_key_values", "use_cache"} <= parameters.keys():
-        raise _refusal(model, "its forward takes no past_key_values")
+    name = _cache_name(model)
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise _refusal(model, "its decoder reads an encoder as well")
     tokens = torch.ones(1, 2, dtype=torch.long)
@@ -93,12 +96,25 @@ def cache_layers(model: nn.Module) -> list[CacheLayer]:
     logits = getattr(outputs, "logits", None)
     if logits is None or logits.shape[:2] != tokens.shape:
         raise _refusal(model, "it returns no logits of every token")
-    cached = getattr(getattr(outputs, "past_key_values", None), "layers", None)
+    cached = getattr(getattr(outputs, name, None), "layers", None)
     found = [_layer(model, number, layer) for number, layer in enumerate(cached or ())]
     layers = [layer for layer in found if layer is not None]
     if not layers:
         raise _refusal(model, "it returns no keys and values")
     return layers
+
+
+def _cache_name(model: nn.Module) -> str:
+    """What `model` calls its cache.
+
+    Raises:
+        ExportError: If it takes none.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    names = [name for name in CACHE_NAMES if name in parameters]
+    if not names or not {"input_ids", "use_cache"} <= parameters.keys():
+        raise _refusal(model, f"its forward takes no {CACHE_NAMES[0]}")
+    return names[0]
 
 
 def _layer(model: nn.Module, index: int, layer: Any) -> CacheLayer | None:
