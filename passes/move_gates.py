@@ -13,6 +13,7 @@ from fgcompile.passes.fold_gates import is_gate
 from fgcompile.passes.shrinkage import call
 from fgcompile.passes.weights import reads
 from fgcompile.program import Program, arguments
+from fgcompile.rules.registry import operand
 
 
 def move_gates(program: Program) -> bool:
@@ -30,9 +31,9 @@ def move_gates(program: Program) -> bool:
 
 
 def _is_shared(program: Program, gate: Node) -> bool:
-    weight = gate.args[0]
-    stored = isinstance(weight, Node) and weight.op == "get_attr"
-    return stored and any(n is not gate for n in reads(program, str(weight.target)))  # type: ignore[union-attr]
+    weight = operand(gate)
+    others = (n for n in reads(program, str(weight.target)) if n is not gate)
+    return weight.op == "get_attr" and any(others)
 
 
 def _move(program: Program, node: Node, gate: Node) -> bool:

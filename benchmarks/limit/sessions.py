@@ -9,20 +9,16 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from fgcompile.targets.latency.files import timed_options
+
 Feed = dict[str, np.ndarray[Any, Any]]
 
 
 def session(
     file: Path, threads: int, profile: Path | None = None
 ) -> onnxruntime.InferenceSession:
-    """A session on so many threads; with a profiler if there is a prefix for its file.
-
-    Its threads stop to spin when a run ends: they would take time from other sessions,
-    whose turn it is then.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    """A session on so many threads; with a profiler, if its file has a prefix."""
+    options = timed_options(threads)
     options.log_severity_level = 3
     if profile is not None:
         options.enable_profiling = True

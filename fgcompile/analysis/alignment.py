@@ -193,8 +193,8 @@ def _pin_factors(flow: Flow, step: Align) -> None:
         axis = step.factors.index(factor)
         if not any(s.operand == 0 and axis in s.axes for s in step.slots):
             step.pinned[axis] = f"{_name(step.node)} has statistics of model inputs"
+    sizes = dict(zip(step.factors, step.sizes, strict=True))
     for source, dims in zip(step.sources, step.dims, strict=True):
-        sizes = dict(zip(step.factors, step.sizes, strict=True))
         for factor, text in _bound(source, dims, sizes) if source is not None else ():
             step.pinned[step.factors.index(factor)] = text
     for axis, text in step.pinned.items():

@@ -6,8 +6,8 @@ import json
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -82,29 +82,33 @@ def prompt_of(name: str, inputs: dict[str, Any]) -> dict[str, Any] | None:
     return {main: inputs[main][:1], **GREEDY}
 
 
-@pytest.fixture(scope="module")
-def answers(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Answers:
-    """By family what the gated model computes, and what the loaded one does."""
-
-    @cache
-    def ask(names: tuple[str, ...]) -> dict[str, Any]:
-        return _answers(names, request, tmp_path_factory.mktemp("families"))
-
-    return ask
-
-
-def _answers(
-    names: tuple[str, ...], request: pytest.FixtureRequest, work: Path
-) -> dict[str, Any]:
-    wanted = {}
+def closed_models(
+    names: tuple[str, ...], request: pytest.FixtureRequest
+) -> Iterator[tuple[str, Any]]:
+    """Each family that is here, with random units closed."""
     for name in names:
         try:
             loaded = request.getfixturevalue(f"load_{name}") if name in REAL else None
         except pytest.skip.Exception:
             continue
-        model = closed(loaded() if loaded else entry(name).build())
+        yield name, closed(loaded() if loaded else entry(name).build())
+
+
+@pytest.fixture(scope="module")
+def answers(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Answers:
+    """By family what the gated model computes, and what the loaded one does."""
+    return cache(partial(_answers, request, tmp_path_factory))
+
+
+def _answers(
+    request: pytest.FixtureRequest,
+    folders: pytest.TempPathFactory,
+    names: tuple[str, ...],
+) -> dict[str, Any]:
+    wanted, work = {}, folders.mktemp("families")
+    for name, model in closed_models(names, request):
         inputs = default_inputs(model)
         lowered = lower(model, "module")
         assert sizes(lowered.model) != sizes(model), name
@@ -132,7 +136,6 @@ def test_loaded_model_computes_and_writes_what_the_gated_one_does(
     assert len(found["out"]) == len(wanted["out"])
     for want, got in zip(wanted["out"], found["out"], strict=True):
         scale = max(1.0, float(want.abs().max()))
-        print(name, want.shape, float((want - got).abs().max()) / scale, scale)
         torch.testing.assert_close(got, want, rtol=0, atol=1e-6 * scale)
     if name in WRITERS:
         assert wanted["text"].shape[-1] >= GREEDY["max_new_tokens"]
@@ -199,24 +202,16 @@ def stock_answers(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Answers:
     """By family the output of the gated model and of the stock one."""
-
-    @cache
-    def ask(names: tuple[str, ...]) -> dict[str, Any]:
-        return _stock_answers(names, request, tmp_path_factory.mktemp("stock"))
-
-    return ask
+    return cache(partial(_stock_answers, request, tmp_path_factory))
 
 
 def _stock_answers(
-    names: tuple[str, ...], request: pytest.FixtureRequest, work: Path
+    request: pytest.FixtureRequest,
+    folders: pytest.TempPathFactory,
+    names: tuple[str, ...],
 ) -> dict[str, Any]:
-    wanted = {}
-    for name in names:
-        try:
-            loaded = request.getfixturevalue(f"load_{name}") if name in REAL else None
-        except pytest.skip.Exception:
-            continue
-        gated = closed(loaded() if loaded else entry(name).build())
+    wanted, work = {}, folders.mktemp("stock")
+    for name, gated in closed_models(names, request):
         inputs = default_inputs(gated)
         lowered = lower(gated, "module", uniform=True)
         torch.save(inputs, lowered.save(work / name) / "asked.pt")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fgcompile.errors import FormatError
 from fgcompile.targets.extras import cause, require
 from fgcompile.targets.timing import median_times
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 _KINDS = {"tensor(float)": "f4", "tensor(double)": "f8", "tensor(float16)": "f2"}
 
@@ -43,16 +46,27 @@ def onnx_latencies(
     return median_times(calls, seconds, clock)
 
 
+def timed_options(threads: int) -> onnxruntime.SessionOptions:
+    """Options of a session that takes turns with others.
+
+    Its threads stop to spin when a run ends: they would slow down the file whose turn
+    it is then.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
 class _Run:
     """One file, opened, with inputs."""
 
     def __init__(self, file: Path, batch: int, length: int, threads: int) -> None:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        # Threads that spin after a run would slow down the file whose turn it is.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options = timed_options(threads)
         options.log_severity_level = 4
         try:
             self.session = onnxruntime.InferenceSession(
