@@ -167,7 +167,10 @@ def _run_candidate(
     inputs: dict[str, Any],
     name: str,
 ) -> list[Tensor] | None:
-    """Outputs of the candidate; None where the program could not run either.
+    """Outputs of the candidate; None where the program or its model fails too.
+
+    A branch that nobody reads is not in the graph, but the model's own code, which a
+    candidate may run, still takes no inputs that the branch refuses.
 
     Raises:
         VerifyError: If only the candidate fails.
@@ -177,12 +180,23 @@ def _run_candidate(
     except Exception as error:  # as may any runtime
         if _run_reference(program, program, case, inputs) is None:
             return None
+        if case and not _model_runs(program, inputs):
+            return None
         first = str(error).strip().partition("\n")[0]
         raise VerifyError(
             f"{name} fails where the model runs: {type(error).__name__}: {first}\n"
             f"  at inputs {shapes_of(inputs)}\n"
             "  Nothing was written. Please report the model."
         ) from error
+
+
+def _model_runs(program: Program, inputs: dict[str, Any]) -> bool:
+    """Whether the model that the program came from, if any, takes `inputs`."""
+    model = program.user_model
+    return model is None or (
+        _run_reference(lambda **kwargs: outputs_of(model, kwargs), program, 0, inputs)
+        is not None
+    )
 
 
 def verification_inputs(program: Program) -> Iterator[dict[str, Any]]:

@@ -278,3 +278,26 @@ def test_units_that_are_as_many_as_a_size_of_the_inputs_stay() -> None:
     zero(model.down.bias, 2)
     lowered = lowered_equal(model, x=torch.randn(3, 5, 4).double())
     assert lowered.model.get_parameter("up.weight").shape == (5, 4)
+
+
+class UnreadPositions(nn.Module):
+    """A table of positions, which nobody reads, takes short inputs alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 4)
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.table(torch.arange(x.shape[1]))
+        return self.down(self.up(x).relu())
+
+
+def test_inputs_that_only_an_unread_branch_refuses_are_not_compared() -> None:
+    model = UnreadPositions().double().eval()
+    zero(model.up.weight, 1)
+    zero(model.up.bias, 1)
+    x = torch.randn(2, 7, 4).double()
+    lowered = lower(model, "module", example_inputs={"x": x})
+    assert lowered.model.up.weight.shape == (5, 4)
+    torch.testing.assert_close(lowered.model(x), model(x))

@@ -146,3 +146,15 @@ def test_candidate_that_fails_where_the_model_runs_is_refused() -> None:
         VerifyError, match=r"the file fails where .* OSError: no such kernel"
     ):
         verify_equal(program, fails, name="the file")
+
+
+def test_candidate_that_takes_fewer_inputs_than_the_model_is_refused() -> None:
+    program, _ = programs(Normed())
+
+    def short(x: Tensor) -> Tensor:
+        if x.shape[1] > 16:
+            raise IndexError("too long")
+        return program(x=x)
+
+    with pytest.raises(VerifyError, match=r"fails where the model runs: .* too long"):
+        verify_equal(program, short)
