@@ -28,6 +28,7 @@ import transformers
 from torch import nn
 
 import fgcompile
+from benchmarks.glue.choices import draw
 from benchmarks.glue.data import TaskData, bundled_encoder
 from benchmarks.glue.latency import relative
 from benchmarks.glue.plan import Job, plan
@@ -38,7 +39,7 @@ from benchmarks.glue.training import Run
 
 logger = logging.getLogger("benchmarks.glue")
 
-PACKAGES = ("torch", "transformers", "peft", "onnxruntime")
+PACKAGES = ("torch", "transformers", "peft", "onnxruntime", "torch-pruning")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -54,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.table is not None:
         page = markdown(read_records(options.results))
         options.table.write_text(page, encoding="utf-8")
+        draw(read_records(options.results), options.table.parent / "benchmarks")
         return
     if options.latency:
         time_files(options)
@@ -100,17 +102,18 @@ def train(job: Job, options: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     data = TaskData(job.task, options.data_dir, options.encoder, options.max_rows)
     run = Run(data, job.removed, job.seed, options.work, full, options.scale)
-    model = ROWS[job.row].recipe(run).eval()
+    row = ROWS[job.row]
+    model = row.recipe(run).eval()
     file = options.work / "models" / f"{job.name}.onnx"
     file.parent.mkdir(parents=True, exist_ok=True)
-    lowered = fgcompile.lower(model, "onnx", file)
+    lowered = fgcompile.lower(model, "onnx", file, quantization=row.quantization)
     small = lowered.program.graph_module
     dense = data.model()
     linear = {name: linear_parameters(m) for name, m in _pair(dense, small)}
     record = {
         **{"task": job.task, "row": job.row, "seed": job.seed},
         "removed_asked": job.removed,
-        "metrics": data.score(model),
+        "metrics": data.score(lowered if row.quantization else model),
         "metrics_onnxruntime": data.score(lowered),
         "trainable": run.trainable,
         "parameters": {
@@ -147,7 +150,11 @@ def _setting() -> dict[str, Any]:
         "dtype": "float32",
         "flush_denormal": True,
         "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES if find_spec(package)},
+        **{
+            package: version(package)
+            for package in PACKAGES
+            if find_spec(package.replace("-", "_"))
+        },
     }
 
 

@@ -11,6 +11,8 @@ ALL_ROWS = (
     *("full", "shared-distilled", "finegates", "lora", "shared-full", "shared"),
     *("shared-lora", "cofi", "shared-dense", "bitfit", "s2ft", "pst"),
 )
+"""Rows of MRPC, CoLA and STS-B."""
+
 SHORT = ("full", "shared-distilled", "shared-full", "finegates", "lora")
 """Rows of RTE and SST-2: the baselines and the two best of ours."""
 
@@ -26,6 +28,11 @@ TAUGHT_TASKS = ("mrpc", "stsb")
 
 SEEDS = (1, 2)
 """Seeds beside 0, on MRPC."""
+
+CHOICES = ("shared-dense", "taylor", "magnitude")
+"""Ways to a smaller model from the same dense one, with as many passes each."""
+
+CHOICE_LEVELS, CHOICE_TASKS = (0.2, 0.4, 0.6), ("mrpc", "cola", "sst2")
 
 
 @dataclass(frozen=True)
@@ -60,18 +67,22 @@ def plan(
 
 
 def _jobs() -> Iterator[Job]:
-    for task in WHOLE_TASKS:
-        for row in ALL_ROWS:
-            yield Job(task, row, ROWS[row].removed)
-            if row == BEST:
-                yield from (Job(task, row, removed) for removed in HIGH)
-    for task in TAUGHT_TASKS:
-        for removed in TEACHING:
-            yield from (Job(task, row, removed) for row in (BEST, "shared-dense"))
+    tasks = (*WHOLE_TASKS, *SHORT_TASKS)
+    for task in tasks:
+        yield Job(task, "full", 0.0)
+        for removed in (ROWS[BEST].removed, *HIGH):
+            yield Job(task, BEST, removed)
+    for row in SHORT:
+        yield from (Job(task, row, ROWS[row].removed) for task in tasks)
+    for task in CHOICE_TASKS:
+        yield Job(task, "int8", 0.0)
+        for removed in CHOICE_LEVELS:
+            yield from (Job(task, row, removed) for row in CHOICES)
+    for row in ALL_ROWS:
+        yield from (Job(task, row, ROWS[row].removed) for task in WHOLE_TASKS)
     for seed in SEEDS:
         for row in ("full", BEST):
             yield Job("mrpc", row, ROWS[row].removed, seed)
-    for task in SHORT_TASKS:
-        for row in SHORT:
-            yield Job(task, row, ROWS[row].removed)
-        yield from (Job(task, BEST, removed) for removed in HIGH)
+    for task in TAUGHT_TASKS:
+        for removed in TEACHING:
+            yield from (Job(task, row, removed) for row in (BEST, "shared-dense"))

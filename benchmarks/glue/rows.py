@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 import fgcompile
-from benchmarks.glue.training import Run, train_only
+from benchmarks.glue.training import Run, count_trainable, train_only
 from fgcompile import Budget, GateConfig, methods
 
 FULL_LR = 5e-5
@@ -42,11 +42,13 @@ class Row:
         recipe: From a run to the trained model, which `lower` takes.
         removed: Fraction of the encoder's linear parameters that it is asked to
             remove, by default; 0 for methods that remove none.
+        quantization: How the file's weights are rounded. It is the file that is scored.
     """
 
     title: str
     recipe: Recipe
     removed: float = 0.0
+    quantization: Literal["int8"] | None = None
 
 
 def full(run: Run) -> nn.Module:
@@ -159,8 +161,40 @@ def s2ft(run: Run) -> nn.Module:
     return methods.remove_s2ft(model)
 
 
+def dense(run: Run) -> nn.Module:
+    """The fine-tuned model as it is, for what needs no training."""
+    model: nn.Module = run.teacher()
+    run.trainable = count_trainable(model)
+    return model
+
+
+def taylor(run: Run) -> nn.Module:
+    """Torch-Pruning by Taylor's criterion from the dense model, then trained on."""
+    from benchmarks.glue import with_torch_pruning
+
+    return _torch_pruning(run, with_torch_pruning.taylor)
+
+
+def magnitude(run: Run) -> nn.Module:
+    """Torch-Pruning by magnitude from the dense model, then trained on."""
+    from benchmarks.glue import with_torch_pruning
+
+    return _torch_pruning(run, with_torch_pruning.magnitude)
+
+
+def _torch_pruning(run: Run, criterion: Any) -> nn.Module:
+    """As many passes as rows with a budget have, at the rate that these recover at."""
+    from benchmarks.glue import with_torch_pruning
+
+    model: nn.Module = run.teacher()
+    with_torch_pruning.prune(run, model, criterion)
+    run.fit(model, (PRUNE + recovery(run.removed)) * run.epochs, RECOVER_LR)
+    return model
+
+
 ROWS = {
     "full": Row("full fine-tuning", full),
+    "int8": Row("full fine-tuning, int8 weights", dense, quantization="int8"),
     "lora": Row("LoRA", lora),
     "bitfit": Row("BitFit", bitfit),
     "s2ft": Row("S2FT", s2ft),
@@ -170,6 +204,8 @@ ROWS = {
     "shared-lora": Row("shared gates, low rank", shared_low_rank, 0.4),
     "cofi": Row("hard-concrete, CoFi's Lagrangian", cofi, 0.5),
     "shared-full": Row("shared gates, all weights", shared_full, 0.5),
+    "taylor": Row("Torch-Pruning, Taylor", taylor, 0.4),
+    "magnitude": Row("Torch-Pruning, magnitude", magnitude, 0.4),
     "shared-dense": Row("shared gates, from dense, no teacher", shared_dense, 0.5),
     "shared-distilled": Row("shared gates, distilled", shared_distilled, 0.5),
 }

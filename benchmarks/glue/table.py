@@ -6,9 +6,10 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
+from benchmarks.glue.choices import choices
 from benchmarks.glue.plan import Job, plan
 from benchmarks.glue.rows import ROWS
-from benchmarks.glue.verdicts import SECTIONS, TITLES
+from benchmarks.glue.verdicts import TITLES, aims, missing, teacher
 from examples.glue import TASKS
 
 NAMES = {
@@ -50,11 +51,14 @@ onnxruntime, relative to the dense file in the same run.
 """
 
 
+_SECTIONS = (aims, choices, teacher, missing)
+
+
 def markdown(records: Iterable[dict[str, Any]]) -> str:
     """The page; it names the planned runs that have no record."""
     by_name = {record["name"]: record for record in records}
     tables = [_table(by_name, task, title) for task, title in TITLES.items()]
-    parts = [INTRO, *tables, *(section(by_name) for section in SECTIONS)]
+    parts = [INTRO, *tables, *(section(by_name) for section in _SECTIONS)]
     return "\n".join(part for part in parts if part)
 
 

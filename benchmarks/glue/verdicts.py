@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.glue.plan import BEST, HIGH, TAUGHT_TASKS, TEACHING, Job, plan
@@ -140,6 +140,3 @@ def _short(task: str) -> str:
 
 def _full(task: str, seed: int) -> str:
     return Job(task, "full", 0.0, seed).name
-
-
-SECTIONS: tuple[Callable[[Records], str], ...] = (aims, teacher, missing)

@@ -11,9 +11,10 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification
 
-from benchmarks.glue.__main__ import main
-from benchmarks.glue.data import SETTINGS
-from benchmarks.glue.plan import BEST, SEEDS, Job, plan
+from benchmarks.glue.__main__ import linear_parameters, main
+from benchmarks.glue.choices import draw
+from benchmarks.glue.data import SETTINGS, TaskData
+from benchmarks.glue.plan import ALL_ROWS, BEST, CHOICES, SEEDS, Job, plan
 from benchmarks.glue.records import RESULTS, read_records
 from benchmarks.glue.rows import full, recovery
 from benchmarks.glue.table import markdown
@@ -28,7 +29,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "glue.md"
 
 def record(**changes: Any) -> dict[str, Any]:
     base = {
-        "name": "mrpc-full-s0",
+        **{"name": "mrpc-full-s0", "task": "mrpc", "row": "full", "seed": 0},
         "metrics": {"accuracy": 0.8, "f1": 0.9},
         "trainable": {"rest": 1000, "head": 10},
         "removed_share": 0.0,
@@ -39,13 +40,20 @@ def record(**changes: Any) -> dict[str, Any]:
 def test_every_row_is_planned_for_three_tasks_and_dense_models_come_first() -> None:
     jobs = plan()
     assert len({job.name for job in jobs}) == len(jobs)
+    assert len(ALL_ROWS) == 12
     for task in ("mrpc", "cola", "stsb"):
-        assert len({job.row for job in jobs if job.task == task}) == 12
+        assert {job.row for job in jobs if job.task == task} >= {*ALL_ROWS}
     dense: set[tuple[str, int]] = set()
     for job in jobs:
         if job.row == "full":
             dense.add((job.task, job.seed))
-        assert job.row not in TAUGHT or (job.task, job.seed) in dense
+        from_dense = job.row in (*TAUGHT, *CHOICES, "int8")
+        assert not from_dense or (job.task, job.seed) in dense
+    for task in ("mrpc", "sst2", "cola"):
+        for row in CHOICES:
+            asked = {j.removed for j in jobs if (j.task, j.row) == (task, row)}
+            assert asked >= {0.2, 0.4, 0.6}
+        assert Job(task, "int8", 0.0) in jobs
     for task in ("mrpc", "stsb"):
         # The same levels with and without a teacher, and nothing else differs.
         levels = [
@@ -88,7 +96,11 @@ def test_seeds_become_mean_and_deviation() -> None:
 def outcome(job: Job, *metrics: float) -> dict[str, Any]:
     names = TASKS[job.task].metrics
     found = dict(zip(names, metrics[: len(names)], strict=True))
-    return record(name=job.name, metrics=found, removed_share=job.removed - 0.01)
+    return record(
+        name=job.name,
+        **{"task": job.task, "row": job.row, "seed": job.seed},
+        **{"metrics": found, "removed_share": job.removed - 0.01},
+    )
 
 
 def verdict_of(records: list[dict[str, Any]], level: str) -> str:
@@ -131,6 +143,7 @@ def test_a_partial_page_names_what_is_missing() -> None:
     done = [outcome(job, 0.5, 0.5) for job in jobs]
     assert "missing" not in markdown(done)
     page = markdown([r for r in done if r["name"] != "mrpc-shared-dense-60-s0"])
+    assert "| MRPC | 60% | not run | 50.0 (59.0%) | 50.0 (59.0%) |" in page
     assert f"\n1 of {len(jobs)} planned runs have no record yet:\n" in page
     assert "- MRPC: shared gates, from dense, no teacher, 60%\n" in page
     assert "| MRPC | 60% | not run | 50.0 |  |" in page
@@ -140,6 +153,45 @@ def test_a_partial_page_names_what_is_missing() -> None:
 def test_the_page_is_that_of_the_records() -> None:
     records = read_records(RESULTS)
     assert PAGE.read_text(encoding="utf-8") == markdown(records)
+
+
+def test_what_was_timed_is_drawn(tmp_path: Path) -> None:
+    jobs = [job for job in plan() if job.seed == 0 and job.task in ("mrpc", "cola")]
+    timed = [
+        outcome(job, 0.5, 0.5) | {"latency": {"relative": 1 - job.removed}}
+        for job in jobs
+        if job.task == "mrpc"
+    ]
+    found = timed + [outcome(job, 0.5, 0.5) for job in jobs if job.task == "cola"]
+    (file,) = draw(found, tmp_path)
+    assert file == tmp_path / "glue-mrpc.svg"
+    text = file.read_text(encoding="utf-8")
+    assert "Torch-Pruning, Taylor" in text
+    assert "full fine-tuning, int8 weights" in text
+    assert "(benchmarks/glue-mrpc.svg)" in markdown(found)
+    assert "glue-cola" not in markdown(found)
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "taylor"])
+@pytest.mark.filterwarnings("ignore")
+def test_torch_pruning_removes_as_much_in_every_layer(
+    tmp_path: Path, criterion: str
+) -> None:
+    peer = pytest.importorskip("benchmarks.glue.with_torch_pruning")
+    folder = write_bert(tmp_path / "encoder")
+    write_rows(tmp_path / "mrpc")
+    data = TaskData("mrpc", tmp_path, str(folder))
+    run = Run(data, 0.45, 0, tmp_path, full)
+    model = run.fresh()
+    before = linear_parameters(model)
+    peer.prune(run, model, getattr(peer, criterion))
+    layers = model.bert.encoder.layer
+    # Two heads of four; the channels make up for the rest.
+    assert [layer.attention.self.num_attention_heads for layer in layers] == [2, 2]
+    assert len({layer.intermediate.dense.out_features for layer in layers}) == 1
+    assert linear_parameters(model) / before == pytest.approx(0.55, abs=0.01)
+    assert all(p.grad is None for p in model.parameters())
+    data.score(model)
 
 
 def test_a_dense_model_replaces_an_older_one(tmp_path: Path) -> None:
@@ -180,15 +232,25 @@ def test_records_say_how_far_the_teacher_is(tmp_path: Path) -> None:
 def test_a_second_call_only_does_what_is_missing(tmp_path: Path) -> None:
     # As deep as MiniLM: the pooler has gates too, and is none of the encoder's share.
     # Latency is measured with 128 tokens of BERT's vocabulary.
-    sizes = {"vocab_size": 20_000, "max_position_embeddings": 128}
-    encoder = write_bert(tmp_path / "encoder", num_hidden_layers=6, **sizes)
+    config = {"vocab_size": 20_000, "max_position_embeddings": 128}
+    encoder = write_bert(tmp_path / "encoder", num_hidden_layers=6, **config)
     write_rows(tmp_path / "mrpc")
     options = ["--data-dir", str(tmp_path), "--encoder", str(encoder)]
     options += ["--results", str(tmp_path / "results"), "--work", str(tmp_path / "out")]
-    options += ["--tasks", "mrpc", "--rows", "full,shared-distilled"]
+    rows = ("full", "shared-distilled", "int8")
+    options += ["--tasks", "mrpc", "--rows", ",".join(rows)]
     main(options)
     results = {r["name"]: r for r in read_records(tmp_path / "results")}
-    assert len(results) == len(plan(("mrpc",), ("full", "shared-distilled")))
+    assert len(results) == len(plan(("mrpc",), rows))
+    rounded = results["mrpc-int8-s0"]
+    # It is the file that is scored.
+    assert rounded["metrics"] == rounded["metrics_onnxruntime"]
+    assert rounded["removed_share"] == 0
+    sizes = [
+        (tmp_path / "out" / "models" / f"mrpc-{row}-s0.onnx").stat().st_size
+        for row in ("int8", "full")
+    ]
+    assert sizes[0] < 0.5 * sizes[1]
     half = results["mrpc-shared-distilled-50-s0"]
     assert half["removed_share"] == pytest.approx(0.5, abs=0.03)
     assert half["metrics"] == pytest.approx(half["metrics_onnxruntime"])

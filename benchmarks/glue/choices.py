@@ -1,0 +1,97 @@
+"""What a user can choose between: accuracy against size, and against latency."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.glue.plan import BEST, CHOICE_LEVELS, CHOICE_TASKS, CHOICES, Job
+from benchmarks.glue.rows import ROWS
+from benchmarks.glue.verdicts import TITLES, Records, score
+from benchmarks.markdown import table
+from benchmarks.plotting import figure, save
+
+WHOLE = ("full", "lora", "int8")
+"""Rows that remove nothing."""
+
+_INTRO = """\
+## Accuracy against size
+
+Gates and [Torch-Pruning](https://github.com/VainF/Torch-Pruning) from the same dense
+model, with as many passes after it and no teacher. Torch-Pruning takes as many heads
+and channels in every layer, those of least importance at once, then trains at the rate
+that our rows recover at. Means of the task's metrics, in percent; in brackets is what
+is gone.
+"""
+
+
+def choices(records: Records) -> str:
+    """The section; pictures are shown of tasks that have records with latency."""
+    heads = ("task", "asked for", *(ROWS[row].title for row in CHOICES))
+    rows = [
+        (
+            TITLES[task],
+            f"{level:.0%}",
+            *(_cell(records, task, r, level) for r in CHOICES),
+        )
+        for task in CHOICE_TASKS
+        for level in CHOICE_LEVELS
+    ]
+    shown = [
+        f"![Score over latency, {TITLES[task]}](benchmarks/{_file(task)})\n"
+        for task in CHOICE_TASKS
+        if _points(records, task, BEST)
+    ]
+    return "\n".join([_INTRO, table(heads, rows, left=2), *shown])
+
+
+def _cell(records: Records, task: str, row: str, level: float) -> str:
+    record = records.get(Job(task, row, level).name)
+    if record is None:
+        return "not run"
+    return f"{score(record):.1f} ({record['removed_share']:.1%})"
+
+
+def draw(found: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
+    """A picture a task, of what has been timed: score over latency and over size."""
+    records = {record["name"]: record for record in found}
+    tasks = [task for task in CHOICE_TASKS if _points(records, task, BEST)]
+    return [_draw(records, task, folder) for task in tasks]
+
+
+def _draw(records: Records, task: str, folder: Path) -> Path:
+    drawn, axes = figure(columns=2, scale=1.3)
+    for row in (BEST, *CHOICES, *WHOLE):
+        points = _points(records, task, row)
+        style = {"ls": "", "marker": "s"} if row in WHOLE else {"marker": "o"}
+        for axis, x in zip(axes, ("latency", "left"), strict=True):
+            xs, ys = ([point[name] for point in points] for name in (x, "score"))
+            axis.plot(xs, ys, ms=4, label=ROWS[row].title, **style)
+    axes[0].set(xlabel="latency / dense", ylabel=f"{TITLES[task]}, mean metric [%]")
+    axes[1].set(xlabel="linear parameters of the encoder left [%]")
+    axes[0].legend(fontsize="x-small")
+    folder.mkdir(parents=True, exist_ok=True)
+    return save(drawn, folder / _file(task))
+
+
+def _points(records: Records, task: str, row: str) -> list[dict[str, float]]:
+    """Score, latency and share left of the timed runs of a row with seed 0."""
+    found = [
+        {
+            "score": score(record),
+            "latency": record["latency"]["relative"],
+            "left": 100 * (1 - record["removed_share"]),
+        }
+        for record in records.values()
+        if _is(record, task, row) and "latency" in record
+    ]
+    return sorted(found, key=lambda point: point["left"])
+
+
+def _is(record: Mapping[str, Any], task: str, row: str) -> bool:
+    return (record["task"], record["row"], record["seed"]) == (task, row, 0)
+
+
+def _file(task: str) -> str:
+    return f"glue-{task}.svg"
