@@ -154,6 +154,17 @@ def _glu(node: Node) -> bool:
     return True
 
 
+def _norm(node: Node) -> bool:
+    """A norm over all dims names them; torch's ONNX exporter drops them otherwise."""
+    a = arguments(node)
+    rank = _tensor(a["self"]).dim()
+    if a["dim"] is not None or not rank:
+        return False
+    node.args = (a["self"], a["ord"], list(range(rank)), a["keepdim"])
+    node.kwargs = {"dtype": a["dtype"]}
+    return True
+
+
 def _product(node: Node) -> bool:
     """Once a value is that value (`1 / x` is traced so); a layer norm may end here."""
     a = arguments(node)
@@ -193,6 +204,7 @@ _REWRITES: dict[Any, Callable[[Node], bool]] = {
     aten.slice_scatter.default: _slice_scatter,
     aten.copy.default: _copy,
     aten.glu.default: _glu,
+    aten.linalg_vector_norm.default: _norm,
     aten.mul.Tensor: _product,
     aten.div.Tensor: _quotient,
 }

@@ -102,7 +102,10 @@ def _trial(module: nn.Module, site: GateSite, factors: Tensor) -> list[Fold]:
     generator = torch.Generator().manual_seed(0)
     trial = (torch.rand(len(factors), generator=generator) + 0.5).to(factors.device)
     with eval_mode(module):
-        expected = _gated(module, probe, site, trial)
+        try:
+            expected = _gated(module, probe, site, trial)
+        except Exception:  # a module of any origin may not take the probe
+            raise _refusal(site) from None
         for candidate in _candidates(module, site, trial):
             with _shown(candidate):
                 got = module.forward(probe)

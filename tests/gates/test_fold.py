@@ -113,10 +113,26 @@ class OnePlusNorm(nn.Module):
         return x * (1 + self.weight)
 
 
+class Positions(nn.Module):
+    """A table of rows that are added; no input is as wide as it is long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(20, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight[: x.shape[-2]]
+
+
 @pytest.mark.parametrize(
     ("module", "where"),
-    [(nn.LayerNorm(6), "input"), (nn.Tanh(), "output"), (OnePlusNorm(), "output")],
-    ids=["statistics", "no weight", "weight that is no factor"],
+    [
+        (nn.LayerNorm(6), "input"),
+        (nn.Tanh(), "output"),
+        (OnePlusNorm(), "output"),
+        (Positions(), "output"),
+    ],
+    ids=["statistics", "no weight", "weight that is no factor", "refused trial"],
 )
 def test_gate_that_no_weight_takes_is_refused(module: nn.Module, where: str) -> None:
     model = nn.Sequential(nn.Linear(6, 6), module)

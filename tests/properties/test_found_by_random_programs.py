@@ -301,3 +301,20 @@ def test_inputs_that_only_an_unread_branch_refuses_are_not_compared() -> None:
     lowered = lower(model, "module", example_inputs={"x": x})
     assert lowered.model.up.weight.shape == (5, 4)
     torch.testing.assert_close(lowered.model(x), model(x))
+
+
+class NormOfAll(nn.Module):
+    """One norm of all elements, whose dims stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.linalg.vector_norm(x, 1, keepdim=True))
+
+
+def test_a_norm_over_all_dims_keeps_them_in_onnx() -> None:
+    model, x = NormOfAll().eval(), torch.randn(2, 7, 4)
+    lowered = lower(model, "onnx", example_inputs={"x": x})
+    torch.testing.assert_close(lowered(x), model(x), rtol=1e-4, atol=1e-4)
