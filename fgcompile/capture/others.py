@@ -87,7 +87,10 @@ class _Sizes:
         if (role, seen) not in self.by_hint:
             wanted = self.wanted[role]
             if bounds is not None:
-                wanted = int(max(bounds.lower, min(bounds.upper, wanted)))
+                # Tracing takes every size for 2 or more; what it found also holds for 1
+                # as a rule, and 1 is the batch that most serve.
+                lower = 1 if bounds.lower == 2 else bounds.lower
+                wanted = int(max(lower, min(bounds.upper, wanted)))
             self.by_hint[role, seen] = wanted
             self.wanted[role] = max(2, wanted - 1)
         return self.by_hint[role, seen]

@@ -15,7 +15,7 @@ from fgcompile.passes.pipeline import eliminate
 from fgcompile.program import Program
 from fgcompile.targets.captured import verify_captured
 from fgcompile.targets.precise import only_sliced, verify_precisely
-from fgcompile.targets.verify import verify_equal
+from fgcompile.targets.verify import verification_inputs, verify_equal
 from tests.passes.check import zero
 
 X = torch.linspace(-1, 1, 24).view(2, 3, 4)
@@ -99,6 +99,26 @@ class TellsExport(nn.Module):
 def test_graph_that_is_not_the_model_is_refused(tmp_path: Any) -> None:
     with pytest.raises(VerifyError, match="output of the captured graph differs"):
         lower(TellsExport().eval(), path=tmp_path / "out", example_inputs=(X,))
+    assert not list(tmp_path.iterdir())
+
+
+class OneRowAlone(nn.Module):
+    """Computes something else for one row, which a trace of two does not show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(x)
+        return y if x.shape[0] > 1 else y.relu()
+
+
+def test_graph_that_is_wrong_for_one_row_is_refused(tmp_path: Any) -> None:
+    program = capture(OneRowAlone().eval(), (X,))
+    assert 1 in {len(inputs["x"]) for inputs in verification_inputs(program)}
+    with pytest.raises(VerifyError, match=r"captured graph differs.*\n.*\[1, 5, 4\]"):
+        lower(OneRowAlone().eval(), path=tmp_path / "out", example_inputs=(X,))
     assert not list(tmp_path.iterdir())
 
 
