@@ -63,8 +63,8 @@ def prune(run: Run, model: Any, criterion: Callable[[Run, nn.Module], Any]) -> N
     pruner.step()
     model.zero_grad(set_to_none=True)
     for layer in layers:
-        width = layer.get_submodule(names.o).in_features
-        set_heads(layer.get_submodule(names.attention), width // size)
+        rows: Any = layer.get_submodule(names.o)
+        set_heads(layer.get_submodule(names.attention), rows.in_features // size)
 
 
 def _elements(layer: nn.Module, names: tuple[str, ...]) -> int:
