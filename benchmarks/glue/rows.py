@@ -170,24 +170,20 @@ def dense(run: Run) -> nn.Module:
 
 def taylor(run: Run) -> nn.Module:
     """Torch-Pruning by Taylor's criterion from the dense model, then trained on."""
-    from benchmarks.glue import with_torch_pruning
-
-    return _torch_pruning(run, with_torch_pruning.taylor)
+    return _torch_pruning(run, "taylor")
 
 
 def magnitude(run: Run) -> nn.Module:
     """Torch-Pruning by magnitude from the dense model, then trained on."""
-    from benchmarks.glue import with_torch_pruning
-
-    return _torch_pruning(run, with_torch_pruning.magnitude)
+    return _torch_pruning(run, "magnitude")
 
 
-def _torch_pruning(run: Run, criterion: Any) -> nn.Module:
+def _torch_pruning(run: Run, criterion: str) -> nn.Module:
     """As many passes as rows with a budget have, at the rate that these recover at."""
-    from benchmarks.glue import with_torch_pruning
+    from benchmarks.glue import with_torch_pruning as peer
 
     model: nn.Module = run.teacher()
-    with_torch_pruning.prune(run, model, criterion)
+    peer.prune(run, model, peer.CRITERIA[criterion])
     run.fit(model, (PRUNE + recovery(run.removed)) * run.epochs, RECOVER_LR)
     return model
 

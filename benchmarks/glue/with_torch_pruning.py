@@ -30,6 +30,9 @@ def taylor(run: Run, model: Any) -> Any:
     return torch_pruning.importance.GroupTaylorImportance()
 
 
+CRITERIA = {"magnitude": magnitude, "taylor": taylor}
+
+
 def prune(run: Run, model: Any, criterion: Callable[[Run, nn.Module], Any]) -> None:
     """Removes heads and channels in place, the same number in every layer.
 

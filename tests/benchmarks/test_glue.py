@@ -184,7 +184,7 @@ def test_torch_pruning_removes_as_much_in_every_layer(
     run = Run(data, 0.45, 0, tmp_path, full)
     model = run.fresh()
     before = linear_parameters(model)
-    peer.prune(run, model, getattr(peer, criterion))
+    peer.prune(run, model, peer.CRITERIA[criterion])
     layers = model.bert.encoder.layer
     # Two heads of four; the channels make up for the rest.
     assert [layer.attention.self.num_attention_heads for layer in layers] == [2, 2]
