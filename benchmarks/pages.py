@@ -62,7 +62,7 @@ def with_tables(readme: str, folder: Path = RESULTS) -> str:
     for found, records in measured(folder):
         marks = f"<!-- benchmark {found.name} -->\n", f"<!-- end {found.name} -->"
         pattern = re.escape(marks[0]) + ".*?" + re.escape(marks[1])
-        block = f"\n{found.summary(records)}\n{_command(found)}\n\n"
+        block = f"\n{found.summary(records)}\n{_command(found, records)}\n\n"
         new = marks[0] + block + marks[1]
         # Backslashes in the table are no escapes.
         new = new.replace("\\", "\\\\")
@@ -70,13 +70,16 @@ def with_tables(readme: str, folder: Path = RESULTS) -> str:
     return readme
 
 
-def _command(found: Benchmark) -> str:
-    return f"Made by `python -m benchmarks run {found.name}`."
+def _command(found: Benchmark, records: Sequence[Record]) -> str:
+    """What makes a table, and how much of it is made."""
+    text = f"Made by `python -m benchmarks run {found.name}`."
+    done, count = len(records), len(found.cells(False))
+    return text if done == count else f"{text} So far {done} of {count} cells were run."
 
 
 def _section(found: Benchmark, records: Sequence[Record]) -> str:
     text = (
-        f"## {found.about}\n\n{_command(found)} {_where(records)}\n\n"
+        f"## {found.about}\n\n{_command(found, records)} {_where(records)}\n\n"
         f"{found.page(records)}"
     )
     failed = [(r.key, r.error) for r in records if r.result is None]

@@ -162,6 +162,13 @@ def test_page_has_a_row_for_every_cell(name: str, row: str, tmp_path: Path) -> N
     assert "load average 0.1 to 0.4" in page
 
 
+def test_page_says_how_much_of_it_is_missing(tmp_path: Path) -> None:
+    records = results(tmp_path, "latency_budget")
+    assert "So far" not in pages.page(tmp_path)
+    write(tmp_path / "latency_budget.json", records[:2])
+    assert f"So far 2 of {len(records)} cells were run." in pages.page(tmp_path)
+
+
 def test_slow_cells_say_by_operator_why(tmp_path: Path) -> None:
     results(tmp_path, "limit")
     row = "| +2.40 | Sum +2.00 (0.00 to 2.00); MatMul +0.50 (40.00 to 24.50); Add -0.10"
