@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -120,6 +121,18 @@ def test_graph_that_is_wrong_for_one_row_is_refused(tmp_path: Any) -> None:
     with pytest.raises(VerifyError, match=r"captured graph differs.*\n.*\[1, 5, 4\]"):
         lower(OneRowAlone().eval(), path=tmp_path / "out", example_inputs=(X,))
     assert not list(tmp_path.iterdir())
+
+
+def rows_of_cases(*size: int) -> list[int]:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(size), 2)).eval()
+    program = capture(model, (torch.randn(2, *size),))
+    cases = verification_inputs(program)
+    return [len(inputs["input"]) for inputs in cases]
+
+
+def test_inputs_of_fixed_sizes_are_tried_once_and_large_ones_in_few_rows() -> None:
+    assert rows_of_cases(3, 8, 8) == [2, 1, 3, 8]
+    assert rows_of_cases(3, 128, 128) == [2, 1, 3]
 
 
 class Counts(nn.Module):
