@@ -321,7 +321,10 @@ def _check_weights(program: Program) -> None:
                 f"parameter {node.target} is on the meta device and has no values\n"
                 "  Load the weights before lowering; analyze() needs none."
             )
-        bad = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
+        # A finite sum has finite terms, and takes a tenth of the time of looking at all.
+        if not tensor.is_floating_point() or torch.isfinite(tensor.detach().sum()):
+            continue
+        bad = int((~torch.isfinite(tensor)).sum())
         if bad:
             raise VerifyError(
                 f"parameter {node.target} holds {bad} of {tensor.numel()} values that "
