@@ -103,13 +103,17 @@ def _verdicts(records: Sequence[Record]) -> Iterator[tuple[str, ...]]:
         peers = [name for name in rows if name not in (OURS, UNVERIFIED)]
         for name in (n for n in peers if rows[n]["runs"] and rows[n]["exact"]):
             peer, ours = rows[name], rows[OURS]
-            removed = ours["removed"] / max(1, peer["removed"])
+            removed = (
+                f"{ours['removed'] / peer['removed']:.2f} x"
+                if peer["removed"] > 0
+                else "it removes none"
+            )
             slower, slow = (
                 rows[n]["seconds"] / peer["seconds"] for n in (OURS, UNVERIFIED)
             )
             yield (
                 *(record.parameters["model"], name, _yes(ours["exact"])),
-                f"{_yes(ours['removed'] >= peer['removed'])} ({removed:.2f} x)",
+                f"{_yes(ours['removed'] >= peer['removed'])} ({removed})",
                 *(f"{_yes(r <= 1)} ({r:.2f} x)" for r in (slower, slow)),
             )
 
@@ -119,7 +123,8 @@ def _yes(holds: bool) -> str:
 
 
 def _share(row: Result) -> str:
-    return f"{row['removed'] / row['removable']:.1%}"
+    # A file has some constants that are none of the model: a few below nothing.
+    return f"{max(0, row['removed']) / row['removable']:.1%}"
 
 
 def _outcome(row: Result | None) -> str:
