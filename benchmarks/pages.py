@@ -62,7 +62,10 @@ def with_tables(readme: str, folder: Path = RESULTS) -> str:
     for found, records in measured(folder):
         marks = f"<!-- benchmark {found.name} -->\n", f"<!-- end {found.name} -->"
         pattern = re.escape(marks[0]) + ".*?" + re.escape(marks[1])
-        block = f"\n{found.summary(records)}\n{_command(found, records)}\n\n"
+        block = (
+            f"\n### {found.about}\n\n{found.summary(records)}\n"
+            f"{_command(found, records)}\n\n"
+        )
         new = marks[0] + block + marks[1]
         # Backslashes in the table are no escapes.
         new = new.replace("\\", "\\\\")

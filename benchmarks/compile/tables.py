@@ -17,6 +17,11 @@ TIME, MEMORY = 3.0, 1.5
 FIXED_WIDTH, FIXED_LAYERS = 1024, 16
 """What does not grow in the two pictures of growth."""
 
+_BRIEF = """\
+`lower(model, "onnx")` of a model with half of its units closed, verification included,
+beside `torch.export` and `torch.onnx.export` of the dense model; one thread.
+"""
+
 Found = list[tuple[Record, Result]]
 
 
@@ -63,7 +68,7 @@ def summary(records: Sequence[Record]) -> str:
         for record, result in _split(records)[0]
     ]
     heads = ("model", "parameters", "dense export", "lower", "ratio")
-    return table((*heads, "memory / weights"), rows)
+    return "\n".join([_BRIEF, table((*heads, "memory / weights"), rows)])
 
 
 def plots(records: Sequence[Record], folder: Path) -> list[Path]:

@@ -40,7 +40,8 @@ onnxruntime, relative to the dense file in the same run.
   rate, rows that train all take another.
 - "FineGates as published" has the authors' objective and start, but not their schedule:
   its gates train at a rate of 1e-2 for 8 epochs (4.8 on CoLA, STS-B and SST-2), as 1e-3
-  would close nothing in so few steps. Published: 1e-3 for 100 epochs. It may do better with them.
+  would close nothing in so few steps. Published: 1e-3 for 100 epochs. It may do better
+  with them.
 - The rows of RTE and SST-2, and the levels of 65 % and 80 %, were fixed before any run:
   "shared gates, distilled" and "shared gates, all weights" were expected to be the best
   two of ours. They are not picked by their scores.

@@ -18,6 +18,11 @@ Units are closed as `Budget(latency=...)` chooses them, with random importance. 
 for, what it reckons with after it measured the parts of the model on this machine (in
 `seconds to measure`, once: the figures are cached), and what the lowered model takes.
 """
+_BRIEF = """\
+`Budget(latency=limit)`: the part of the dense model's latency that is left, as it is
+predicted from parts of the model that were measured, and as it is. One row of 128
+tokens on one thread.
+"""
 _HEADS = (
     *("model", "rows x tokens", "threads", "limit", "predicted", "measured", "error"),
     *("dense ms", "lowered ms", "seconds to measure", "peak GB"),
@@ -37,7 +42,7 @@ def summary(records: Sequence[Record]) -> str:
     rows = [_row(record, result) for record, result in found]
     picked = [(row[0], *row[3:7]) for row in rows]
     heads = (_HEADS[0], *_HEADS[3:7])
-    return "\n".join([table(heads, picked), _verdict(found)])
+    return "\n".join([_BRIEF, table(heads, picked), _verdict(found)])
 
 
 def plots(records: Sequence[Record], folder: Path) -> list[Path]:

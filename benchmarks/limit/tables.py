@@ -20,6 +20,11 @@ itself, as many parameters as the papers count: `promised` is the part of the MA
 their count leaves. `as published`: every column that is zero is gathered away; `where
 they pay`: the same gates, but columns are gathered only where that saves time.
 """
+_BRIEF = """\
+Latency in ONNX Runtime, and multiply-accumulates (MACs), of a model without so many of
+its heads and feed-forward channels, as parts of those of the dense one; one row of 128
+tokens or one picture on one thread.
+"""
 _PROFILES = """\
 Where latency is more than 1.05 times the MACs (1.08 for llama-1b), where the excess
 goes: milliseconds of an operator in the pruned model beyond the part of its dense time
@@ -59,7 +64,8 @@ def summary(records: Sequence[Record]) -> str:
     found = _found(records)
     rows = [_row(record, result) for record, result in found if shown(record)]
     picked = [(*row[:2], *row[5:9], *row[10:]) for row in rows]
-    return "\n".join(filter(None, [table(heads, picked), _against_headline(found)]))
+    parts = (_BRIEF, table(heads, picked), _against_headline(found))
+    return "\n".join(filter(None, parts))
 
 
 def plots(records: Sequence[Record], folder: Path) -> list[Path]:

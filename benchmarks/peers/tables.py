@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.cells import Record, Result
@@ -20,6 +20,12 @@ medians of fresh processes that took turns. Peers do not verify what they write;
 there with and without. `latency`: of the file, as part of the dense model's as torch
 exports it, and as we do; one row of 128 tokens or one picture on one thread. A run is
 given up after {LIMIT:.0f} s, or {HANG:.0f} s where it was never seen to end ({_HANGS}).
+"""
+_BRIEF = """\
+Half of the heads and of the feed-forward channels of a base-sized model are zero; each
+tool is to remove them and to write an ONNX file. How much of what is zero it removed,
+the seconds that it took, and the latency of the file beside that of the dense model, as
+torch exports it.
 """
 _VERDICT = """\
 Ours against each peer that gives a right file. In brackets: parameters that ours
@@ -61,7 +67,7 @@ def summary(records: Sequence[Record]) -> str:
     models = list(dict.fromkeys(model for model, _ in found))
     names = [row.name for row in ROWS if any((m, row.name) in found for m in models)]
     rows = [(name, *(_outcome(found.get((m, name))) for m in models)) for name in names]
-    return table(("", *models), rows)
+    return "\n".join([_BRIEF, table(("", *models), rows), _exactness(found.values())])
 
 
 def plots(records: Sequence[Record], folder: Path) -> list[Path]:
@@ -133,8 +139,15 @@ def _outcome(row: Result | None) -> str:
     if not row["runs"]:
         late = "no result after" in row["message"]
         return "gave no result in time" if late else "fails"
-    right = "exact" if row["exact"] else "WRONG"
-    return (
-        f"{right}, {_share(row)} removed, {row['seconds']:.0f} s, "
-        f"latency x {row['latency_ratio']:.2f}"
-    )
+    wrong = "" if row["exact"] else "**wrong**, "
+    return f"{wrong}{_share(row)}, {row['seconds']:.0f} s, x {row['latency_ratio']:.2f}"
+
+
+def _exactness(rows: Iterable[Result]) -> str:
+    """Whether the files compute what the masked model does."""
+    exact = [row["exact"] for row in rows if row["runs"]]
+    if all(exact):
+        return (
+            "Every file that was written computes what the model with the zeros does.\n"
+        )
+    return f"{exact.count(False)} of {len(exact)} files compute something else.\n"
