@@ -18,7 +18,7 @@ from fgcompile.capture.state import one_at_a_time
 from fgcompile.checkpoint import MANIFEST, save_module
 from fgcompile.errors import ExportError, VerifyError
 from fgcompile.gates import find_container, gates, remove_gates
-from fgcompile.gates.status import check_ran
+from fgcompile.gates.status import check_ran, warn_of_missed_budget
 from fgcompile.passes.eliminate_dead_code import eliminate_dead_code
 from fgcompile.passes.fold_gates import GATE
 from fgcompile.passes.merge_low_rank import merge_low_rank
@@ -204,6 +204,7 @@ def lower(
         # What the optimizer did last is part of the model that is lowered.
         container.settle()
         check_ran(container)
+        warn_of_missed_budget(container)
     program = capture(model, _inputs_of(model, example_inputs))
     _check_weights(program)
     with remembered_outputs(program):
@@ -321,7 +322,7 @@ def _check_weights(program: Program) -> None:
                 f"parameter {node.target} is on the meta device and has no values\n"
                 "  Load the weights before lowering; analyze() needs none."
             )
-        # A finite sum has finite terms, and takes a tenth of the time of looking at all.
+        # A finite sum has finite terms, in a tenth of the time of looking at each.
         if not tensor.is_floating_point() or torch.isfinite(tensor.detach().sum()):
             continue
         bad = int((~torch.isfinite(tensor)).sum())

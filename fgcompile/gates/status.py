@@ -37,31 +37,51 @@ def status(model: nn.Module) -> dict[str, Any]:
         - `forwards`: training forwards.
         - `penalties`: how often the sparsity term was computed in training.
         - `met`: whether the cost is below every limit, or within 0.01 of it.
-        - `problems`: sentences about what went wrong; they are logged as warnings too.
+        - `problems`: sentences about what went wrong, or would be wrong if training
+          ended here. They are logged too: as warnings, but for a budget that is not
+          met yet and on its way.
 
     Raises:
         GateError: If `model` has no gates.
     """
     container = container_of(model)
     container.settle()
+    found: dict[str, Any] = {
+        "open": _open_by_kind(container),
+        **_progress(container),
+        "forwards": int(container.forwards),
+        "penalties": int(container.penalties),
+    }
+    wrong, missed = _problems(container, found), _missed(found)
+    found["met"] = not missed
+    found["problems"] = [*wrong, *missed.values()]
+    for problem in wrong:
+        logger.warning(problem)
+    for what, problem in missed.items():
+        logger.log(_level(found, what), problem)
+    return found
+
+
+def warn_of_missed_budget(container: GateContainer) -> None:
+    """Logs a warning for every limit that is not met, on its way or not."""
+    for problem in _missed(_progress(container)).values():
+        logger.warning(problem)
+
+
+def _progress(container: GateContainer) -> dict[str, Any]:
+    """Cost, limits and their distance after so many steps."""
     cost = counted_cost(container)
     target, goal = limits_of(container)
     gap = {what: cost[what] - limit for what, limit in goal.items()}
-    found: dict[str, Any] = {
-        "open": _open_by_kind(container),
-        "cost": cost,
-        "target": target,
-        "goal": goal,
-        "gap": gap,
-        "steps": int(container.updates),
-        "forwards": int(container.forwards),
-        "penalties": int(container.penalties),
-        "met": all(distance <= TOLERANCE for distance in gap.values()),
-    }
-    found["problems"] = _problems(container, found)
-    for problem in found["problems"]:
-        logger.warning(problem)
-    return found
+    steps = int(container.updates)
+    return {"cost": cost, "target": target, "goal": goal, "gap": gap, "steps": steps}
+
+
+def _level(found: dict[str, Any], what: str) -> int:
+    """How loud it is said that a limit is not met: softly while its schedule runs."""
+    runs = found["target"][what] > found["goal"][what]
+    kept = found["cost"][what] <= found["target"][what] + TOLERANCE
+    return logging.INFO if runs and kept else logging.WARNING
 
 
 def counted_cost(container: GateContainer) -> dict[str, float]:
@@ -165,13 +185,16 @@ def _problems(container: GateContainer, found: dict[str, Any]) -> list[str]:
             "training forwards: the loss of the model has it already, so do not add "
             "fgcompile.penalty(model) to it"
         )
-    for what, gap in found["gap"].items():
-        if gap > TOLERANCE:
-            problems.append(_missed(what, found))
     return problems
 
 
-def _missed(what: str, found: dict[str, Any]) -> str:
+def _missed(found: dict[str, Any]) -> dict[str, str]:
+    """A sentence for every limit that is not met."""
+    gaps = found["gap"].items()
+    return {what: _sentence(what, found) for what, gap in gaps if gap > TOLERANCE}
+
+
+def _sentence(what: str, found: dict[str, Any]) -> str:
     stays = f"of the gated {what} are open"
     if what == "latency":
         stays = "of the dense latency are predicted"

@@ -229,7 +229,7 @@ def _hidden(tensor: Tensor) -> list[Any]:
     """What `tensor` hides, if it may be a mask: one of truth values, zeros and ones."""
     if tensor.is_floating_point() or tensor.is_complex() or not tensor.numel():
         return []
-    return tensor.tolist() if 0 <= tensor.min() and tensor.max() <= 1 else []
+    return tensor.tolist() if tensor.min() >= 0 and tensor.max() <= 1 else []
 
 
 def _compare(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fgcompile import lower
 from fgcompile.errors import GateError
 from fgcompile.gates import (
     Budget,
@@ -356,13 +358,47 @@ def test_gates_outside_the_optimizer_are_reported() -> None:
     assert "no gate moved in 3 training forwards" in problem
 
 
-def test_missed_budget_is_reported() -> None:
-    model = attach(mlp(), mlp_specs(), quiet(budget=Budget(params=0.5, steps=50)))
+def half_after(steps: int, trained: int) -> nn.Module:
+    budget = Budget(params=0.5, steps=steps)
+    model = attach(mlp(), mlp_specs(), quiet(budget=budget))
     optimizer = torch.optim.AdamW(model.parameters())
-    for _ in range(10):
+    for _ in range(trained):
         optimizer.zero_grad()
         (model(torch.randn(2, 8)).sum() + penalty(model)).backward()
         optimizer.step()
+    return model
+
+
+def levels_of(caplog: pytest.LogCaptureFixture, model: nn.Module) -> list[str]:
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        status(model)
+    return [r.levelname for r in caplog.records if "not met" in r.message]
+
+
+def test_budget_on_its_way_is_no_warning(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = half_after(steps=50, trained=10)
+    assert levels_of(caplog, model) == ["INFO"]
+    # Behind its schedule, and after it.
+    module = importlib.import_module("fgcompile.gates.status")  # not the function
+    for now in (0.8, 0.5):
+        limits = {"params": now}, {"params": 0.5}
+        monkeypatch.setattr(module, "limits_of", lambda _, x=limits: x)
+        assert levels_of(caplog, model) == ["WARNING"]
+
+
+def test_lowering_warns_of_a_budget_that_is_on_its_way(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = half_after(steps=50, trained=10)
+    lower(model, example_inputs=(torch.randn(2, 8),))
+    assert "the budget is not met: " in caplog.text
+
+
+def test_missed_budget_is_reported() -> None:
+    model = half_after(steps=50, trained=10)
     found = status(model)
     assert not found["met"]
     assert found["steps"] == 10
