@@ -22,7 +22,14 @@ TOLERANCE = {
     torch.bfloat16: 5e-2,
     torch.float16: 1e-2,
 }
-"""Largest difference allowed, relative to the largest magnitude of an output."""
+"""Largest difference allowed, relative to the largest magnitude of an output.
+
+That is its largest over all inputs: where the terms of an output happen to cancel, what
+is left of them is smaller, but their rounding is not.
+"""
+
+_SMALLEST = 1e-3
+"""Outputs that are smaller everywhere count as this large."""
 
 SHAPES = (
     *((1, 5, False), (2, 16, True), (3, 9, True), (3, 33, False)),
@@ -54,6 +61,18 @@ class Comparison:
     cases: int
 
 
+@dataclass(frozen=True)
+class _Difference:
+    """How far one output is off on one input, and how large it is there."""
+
+    output: int
+    absolute: float
+    magnitude: float
+    dtype: torch.dtype
+    numbers: bool
+    inputs: dict[str, list[int]]
+
+
 def verify_equal(
     program: Program,
     candidate: Callable[..., Any],
@@ -83,10 +102,8 @@ def verify_equal(
             reference does not, or differs by more than `TOLERANCE`.
     """
     reference = reference or program
-    largest = Comparison(0.0, 0.0, 0)
-    # Kernels of another runtime round what is inside as well.
-    inner = _inner_rounding(program) if scale > 1 else 0.0
-    with_numbers: dict[int, bool] = {}
+    found: list[_Difference] = []
+    cases = 0
     for case, inputs in enumerate(verification_inputs(program)):
         expected = _run_reference(reference, program, case, inputs)
         if expected is None:
@@ -96,27 +113,24 @@ def verify_equal(
             continue
         if visible_only:
             expected, actual = (_visible(t, inputs) for t in (expected, actual))
-        for k, output in enumerate(expected):
-            with_numbers[k] = with_numbers.get(k, False) or _has_numbers(output)
-        found = _compare(program, expected, actual, name, inputs, scale, remedy, inner)
-        largest = Comparison(
-            max(largest.absolute, found.absolute),
-            max(largest.relative, found.relative),
-            largest.cases + 1,
-        )
-    if not largest.cases:
+        found += _differences(program, expected, actual, name, inputs)
+        cases += 1
+    if not cases:
         raise VerifyError(
             "the model fails on its own example inputs, so nothing could be verified\n"
             "  Give example_inputs that its forward accepts."
         )
-    _refuse_nan(program, [k for k, has in with_numbers.items() if not has])
-    return largest
+    judged = _judge(program, found, cases, name, scale, remedy)
+    _refuse_nan(program, found)
+    return judged
 
 
-def _refuse_nan(program: Program, outputs: list[int]) -> None:
-    if outputs:
+def _refuse_nan(program: Program, found: list[_Difference]) -> None:
+    numbers = {each.output for each in found if each.numbers}
+    without = [each.output for each in found if each.output not in numbers]
+    if without:
         raise VerifyError(
-            f"output {_label(program, outputs[0])} of the model is NaN or infinite "
+            f"output {_label(program, without[0])} of the model is NaN or infinite "
             "everywhere, so nothing could be verified\n"
             "  Look for NaN in its buffers and in example_inputs."
         )
@@ -232,42 +246,67 @@ def _hidden(tensor: Tensor) -> list[Any]:
     return tensor.tolist() if tensor.min() >= 0 and tensor.max() <= 1 else []
 
 
-def _compare(
+def _differences(
     program: Program,
     expected: list[Tensor],
     actual: list[Tensor],
     name: str,
     inputs: dict[str, Any],
-    scale: float,
-    remedy: str,
-    inner: float,
-) -> Comparison:
+) -> Iterator[_Difference]:
+    """How far the outputs on one input are from each other.
+
+    Raises:
+        VerifyError: If one is missing or has another shape.
+    """
     shapes = shapes_of(inputs)
     if len(expected) != len(actual):
         raise VerifyError(
             f"{name} returns {len(actual)} outputs, the model {len(expected)}\n"
             f"  at inputs {shapes}"
         )
-    absolute = relative = 0.0
     for k, (want, got) in enumerate(zip(expected, actual, strict=True)):
-        label = _label(program, k)
         if want.shape != got.shape:
             raise VerifyError(
-                f"output {label} of {name} has shape {list(got.shape)}, "
+                f"output {_label(program, k)} of {name} has shape {list(got.shape)}, "
                 f"the model's is {list(want.shape)}\n  at inputs {shapes}"
             )
         difference, magnitude = largest_difference(want, got)
-        rounding = max(TOLERANCE.get(want.dtype, 0.0), inner)
-        bound = rounding * scale * max(magnitude, 1e-3)
-        if not difference <= bound:
+        numbers = _has_numbers(want)
+        yield _Difference(k, difference, magnitude, want.dtype, numbers, shapes)
+
+
+def _judge(
+    program: Program,
+    found: list[_Difference],
+    cases: int,
+    name: str,
+    scale: float,
+    remedy: str,
+) -> Comparison:
+    """The largest of the differences.
+
+    Raises:
+        VerifyError: If one is larger than rounding makes it.
+    """
+    # Kernels of another runtime round what is inside as well.
+    inner = _inner_rounding(program) if scale > 1 else 0.0
+    sizes: dict[int, float] = {}
+    for each in found:
+        sizes[each.output] = max(sizes.get(each.output, _SMALLEST), each.magnitude)
+    for each in found:
+        rounding = max(TOLERANCE.get(each.dtype, 0.0), inner)
+        if not each.absolute <= rounding * scale * sizes[each.output]:
             raise VerifyError(
-                f"output {label} of {name} differs by {difference:.3g}, "
-                f"{difference / max(magnitude, 1e-30):.3g} of its magnitude "
-                f"{magnitude:.3g}\n  at inputs {shapes}\n{remedy}"
+                f"output {_label(program, each.output)} of {name} differs by "
+                f"{each.absolute:.3g}, {each.absolute / sizes[each.output]:.3g} of its "
+                f"magnitude {sizes[each.output]:.3g}\n"
+                f"  at inputs {each.inputs}\n{remedy}"
             )
-        absolute = max(absolute, difference)
-        relative = max(relative, difference / max(magnitude, 1e-3))
-    return Comparison(absolute, relative, 1)
+    return Comparison(
+        max((each.absolute for each in found), default=0.0),
+        max((each.absolute / sizes[each.output] for each in found), default=0.0),
+        cases,
+    )
 
 
 def shapes_of(inputs: dict[str, Any]) -> dict[str, list[int]]:

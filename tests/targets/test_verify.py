@@ -85,6 +85,57 @@ def test_folded_weights_may_be_rounded() -> None:
     verify_precisely(program, lowered)
 
 
+class Cancels(nn.Module):
+    """Its output is what is left of large terms, one of them a dead unit's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 3)
+        with torch.no_grad():
+            self.up.weight.mul_(1e-5)
+            zero(self.up.weight, 1, 4)
+            self.down.weight.mul_(100)
+            inner = self.up.bias.double().sigmoid()
+            self.down.bias.copy_(-(self.down.weight.double() @ inner))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.down(self.up(x).sigmoid())
+        return y
+
+
+def test_folded_weights_may_be_rounded_where_terms_cancel() -> None:
+    torch.manual_seed(0)
+    program, lowered = programs(Cancels())
+    (x,) = program.inputs.values()
+    with torch.no_grad():
+        assert program(x).abs().max() < 1e-2
+    verify_precisely(program, lowered)
+    bias = next(n for n in lowered.graph.nodes if n.target == "down.bias")
+    with torch.no_grad():
+        lowered.parameter(bias).add_(1e-3)
+    with pytest.raises(VerifyError, match="in float64"):
+        verify_precisely(program, lowered)
+
+
+class NothingForOneRow(nn.Module):
+    """Its terms cancel where there is one row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.up(x) * (x.shape[0] - 1)
+        return y
+
+
+def test_rounding_is_that_of_an_output_where_its_terms_do_not_cancel() -> None:
+    program = capture(NothingForOneRow().eval(), (X,))
+    verify_equal(program, lambda **inputs: program(**inputs) + 1e-6)
+    with pytest.raises(VerifyError, match="differs by 0.001"):
+        verify_equal(program, lambda **inputs: program(**inputs) + 1e-3)
+
+
 class TellsExport(nn.Module):
     """Computes something else when it is exported."""
 
