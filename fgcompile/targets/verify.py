@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from fgcompile.capture import other_inputs
 from fgcompile.capture.state import tracing_state
 from fgcompile.errors import VerifyError
 from fgcompile.program import Program
+from fgcompile.targets.cases import shapes_of, tensors_of, verification_inputs
+from fgcompile.targets.double import CANNOT, run_in_double, weight_rounding
 
 TOLERANCE = {
     torch.float64: 1e-10,
@@ -24,27 +24,16 @@ TOLERANCE = {
 }
 """Largest difference allowed, relative to the largest magnitude of an output.
 
-That is its largest over all inputs: where the terms of an output happen to cancel, what
-is left of them is smaller, but their rounding is not.
+Where the terms of an output happen to cancel, what is left of them is small, but their
+rounding is not. There its largest magnitude over all inputs counts, if the rounding of
+weights explains the difference.
 """
+
+ROUNDINGS = 16
+"""How many roundings of a weight may add up."""
 
 _SMALLEST = 1e-3
-"""Outputs that are smaller everywhere count as this large."""
-
-SHAPES = (
-    *((1, 5, False), (2, 16, True), (3, 9, True), (3, 33, False)),
-    *((8, 7, True), (1, 64, False)),
-)
-"""Batch size, length and padding of the inputs, besides the example inputs.
-
-Large batches are short and long rows alone: for a model of a billion parameters it is
-the number of tokens that lowering takes its time for.
-"""
-
-_FEW_ROWS, _MANY_NUMBERS = 3, 100_000
-"""More rows than the former are not tried where they hold more numbers than the latter:
-pictures and sounds cannot be short."""
-
+"""Outputs below this count as this large."""
 
 REMEDY = (
     "  Nothing was written. This is a bug in fgcompile: please report the model; "
@@ -70,7 +59,7 @@ class _Difference:
     magnitude: float
     dtype: torch.dtype
     numbers: bool
-    inputs: dict[str, list[int]]
+    inputs: dict[str, Any]
 
 
 def verify_equal(
@@ -159,7 +148,7 @@ def _outputs(
     known = program.cache.get(_OUTPUTS, {}) if run is program else {}
     if case not in known:
         with torch.no_grad():
-            known[case] = _tensors(run(**inputs))
+            known[case] = tensors_of(run(**inputs))
     found: list[Tensor] = known[case]
     return found
 
@@ -217,35 +206,6 @@ def _model_runs(program: Program, inputs: dict[str, Any]) -> bool:
     )
 
 
-def verification_inputs(program: Program) -> Iterator[dict[str, Any]]:
-    """The example inputs, and fresh ones of other sizes, with and without padding.
-
-    Sizes that are fixed leave fewer cases to tell apart: each comes once. The first
-    fresh one always comes, for its numbers.
-    """
-    yield program.inputs
-    seen: list[Any] = []
-    for seed, (batch, length, padded) in enumerate(SHAPES):
-        inputs = other_inputs(program, batch, length, padded, seed=seed)
-        numbers = sum(tensor.numel() for tensor in _tensors(inputs))
-        if _case(inputs) in seen or (batch > _FEW_ROWS and numbers > _MANY_NUMBERS):
-            continue
-        seen += [_case(inputs), _case(program.inputs)]
-        yield inputs
-
-
-def _case(inputs: dict[str, Any]) -> list[Any]:
-    """What tells inputs from others that differ in their numbers alone."""
-    return [(tensor.shape, _hidden(tensor)) for tensor in _tensors(inputs)]
-
-
-def _hidden(tensor: Tensor) -> list[Any]:
-    """What `tensor` hides, if it may be a mask: one of truth values, zeros and ones."""
-    if tensor.is_floating_point() or tensor.is_complex() or not tensor.numel():
-        return []
-    return tensor.tolist() if tensor.min() >= 0 and tensor.max() <= 1 else []
-
-
 def _differences(
     program: Program,
     expected: list[Tensor],
@@ -272,7 +232,7 @@ def _differences(
             )
         difference, magnitude = largest_difference(want, got)
         numbers = _has_numbers(want)
-        yield _Difference(k, difference, magnitude, want.dtype, numbers, shapes)
+        yield _Difference(k, difference, magnitude, want.dtype, numbers, inputs)
 
 
 def _judge(
@@ -294,23 +254,41 @@ def _judge(
     for each in found:
         sizes[each.output] = max(sizes.get(each.output, _SMALLEST), each.magnitude)
     for each in found:
-        rounding = max(TOLERANCE.get(each.dtype, 0.0), inner)
-        if not each.absolute <= rounding * scale * sizes[each.output]:
+        rounding = scale * max(TOLERANCE.get(each.dtype, 0.0), inner)
+        if each.absolute <= rounding * max(each.magnitude, _SMALLEST):
+            continue
+        if not (
+            each.absolute <= rounding * sizes[each.output]
+            and rounding_explains(
+                each.absolute / scale, program, each.inputs, each.output
+            )
+        ):
             raise VerifyError(
                 f"output {_label(program, each.output)} of {name} differs by "
-                f"{each.absolute:.3g}, {each.absolute / sizes[each.output]:.3g} of its "
-                f"magnitude {sizes[each.output]:.3g}\n"
-                f"  at inputs {each.inputs}\n{remedy}"
+                f"{each.absolute:.3g}, "
+                f"{each.absolute / max(each.magnitude, 1e-30):.3g} of its magnitude "
+                f"{each.magnitude:.3g}\n  at inputs {shapes_of(each.inputs)}\n{remedy}"
             )
     return Comparison(
         max((each.absolute for each in found), default=0.0),
-        max((each.absolute / sizes[each.output] for each in found), default=0.0),
+        max((e.absolute / max(e.magnitude, _SMALLEST) for e in found), default=0.0),
         cases,
     )
 
 
-def shapes_of(inputs: dict[str, Any]) -> dict[str, list[int]]:
-    return {k: list(v.shape) for k, v in inputs.items() if isinstance(v, Tensor)}
+def rounding_explains(
+    difference: float, program: Program, inputs: dict[str, Any], output: int
+) -> bool:
+    """Whether an output is as far off as rounding makes it where its terms cancel.
+
+    That is measured in float64, with weights as far off as if each was rounded once.
+    """
+    rounding = weight_rounding(program)
+    try:
+        exact, rough = (run_in_double(program, inputs, r) for r in (0.0, rounding))
+    except CANNOT:
+        return False
+    return difference <= ROUNDINGS * largest_difference(exact[output], rough[output])[0]
 
 
 def _inner_rounding(program: Program) -> float:
@@ -365,11 +343,4 @@ def largest_difference(want: Tensor, got: Tensor) -> tuple[float, float]:
 def outputs_of(model: nn.Module, inputs: dict[str, Any]) -> list[Tensor]:
     """The tensors that an eager model returns in eval mode, without caches."""
     with tracing_state(model):
-        return _tensors(model(**inputs))
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    if hasattr(outputs, "to_tuple"):
-        outputs = outputs.to_tuple()
-    leaves = pytree.tree_leaves(outputs)
-    return [leaf.detach().cpu() for leaf in leaves if isinstance(leaf, Tensor)]
+        return tensors_of(model(**inputs))

@@ -15,8 +15,9 @@ from fgcompile.errors import CaptureError, VerifyError
 from fgcompile.passes.pipeline import eliminate
 from fgcompile.program import Program
 from fgcompile.targets.captured import verify_captured
+from fgcompile.targets.cases import verification_inputs
 from fgcompile.targets.precise import only_sliced, verify_precisely
-from fgcompile.targets.verify import verification_inputs, verify_equal
+from fgcompile.targets.verify import verify_equal
 from tests.passes.check import zero
 
 X = torch.linspace(-1, 1, 24).view(2, 3, 4)
@@ -86,7 +87,7 @@ def test_folded_weights_may_be_rounded() -> None:
 
 
 class Cancels(nn.Module):
-    """Its output is what is left of large terms, one of them a dead unit's."""
+    """Where there is one row, large terms cancel; one of them is a dead unit's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,30 +96,41 @@ class Cancels(nn.Module):
             self.up.weight.mul_(1e-5)
             zero(self.up.weight, 1, 4)
             self.down.weight.mul_(100)
-            inner = self.up.bias.double().sigmoid()
-            self.down.bias.copy_(-(self.down.weight.double() @ inner))
+            usual = self.down(self.up.bias.sigmoid())
+        self.register_buffer("usual", usual.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.down(self.up(x).sigmoid())
+        y: Tensor = self.down(self.up(x).sigmoid()) * x.shape[0] - self.usual
         return y
 
 
-def test_folded_weights_may_be_rounded_where_terms_cancel() -> None:
+def cancelling() -> nn.Module:
     torch.manual_seed(0)
-    program, lowered = programs(Cancels())
-    (x,) = program.inputs.values()
+    model = Cancels().eval()
     with torch.no_grad():
-        assert program(x).abs().max() < 1e-2
+        assert model(X[:1]).abs().max() < 1e-2
+    return model
+
+
+def test_rounding_is_no_error_where_terms_cancel() -> None:
+    assert lower(cancelling(), example_inputs=(X,)).comparison is not None
+
+
+def test_errors_are_noticed_where_terms_cancel() -> None:
+    program, lowered = programs(cancelling())
+    assert not only_sliced(program, lowered)
     verify_precisely(program, lowered)
+    verify_equal(program, lowered)
     bias = next(n for n in lowered.graph.nodes if n.target == "down.bias")
     with torch.no_grad():
         lowered.parameter(bias).add_(1e-3)
-    with pytest.raises(VerifyError, match="in float64"):
-        verify_precisely(program, lowered)
+    for verify in (verify_precisely, verify_equal):
+        with pytest.raises(VerifyError, match="of the lowered model differs"):
+            verify(program, lowered)
 
 
 class NothingForOneRow(nn.Module):
-    """Its terms cancel where there is one row."""
+    """Zero for one row, in every rounding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,11 +141,10 @@ class NothingForOneRow(nn.Module):
         return y
 
 
-def test_rounding_is_that_of_an_output_where_its_terms_do_not_cancel() -> None:
+def test_small_differences_that_rounding_does_not_make_are_noticed() -> None:
     program = capture(NothingForOneRow().eval(), (X,))
-    verify_equal(program, lambda **inputs: program(**inputs) + 1e-6)
-    with pytest.raises(VerifyError, match=r"differs by 0\.001"):
-        verify_equal(program, lambda **inputs: program(**inputs) + 1e-3)
+    with pytest.raises(VerifyError, match="differs by 1e-06"):
+        verify_equal(program, lambda **inputs: program(**inputs) + 1e-6)
 
 
 class TellsExport(nn.Module):
