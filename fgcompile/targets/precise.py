@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fgcompile.errors import VerifyError
