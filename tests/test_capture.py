@@ -128,6 +128,25 @@ def test_graph_is_flat_where_the_model_switches_gradients_off() -> None:
     assert_same(program, model, {"x": torch.randn(5, 4)})
 
 
+def test_buffer_that_is_set_to_itself_is_no_state() -> None:
+    class Moves(nn.Module):
+        """As CTRL, which sees to it that its table is on the inputs' device."""
+
+        table: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.randn(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.table = self.table.to(x.device)
+            return x + self.table
+
+    model = Moves()
+    program = capture(model, (torch.randn(2, 4),))
+    assert_same(program, model, {"x": torch.randn(5, 4)})
+
+
 def test_disabled_autocast_is_inlined_and_enabled_one_refused() -> None:
     class Cast(nn.Module):
         def __init__(self, enabled: bool) -> None:

@@ -76,13 +76,14 @@ def remove_copies(graph_module: GraphModule) -> bool:
 
 
 def _bypass(graph_module: GraphModule, found: Callable[[Node], bool]) -> bool:
-    nodes = [node for node in graph_module.graph.nodes if found(node)]
-    for node in nodes:
-        operand = node.args[0]
-        assert isinstance(operand, Node)
-        node.replace_all_uses_with(operand)
-        graph_module.graph.erase_node(node)
-    return bool(nodes)
+    before = len(graph_module.graph.nodes)
+    for node in list(graph_module.graph.nodes):
+        if found(node):
+            operand = node.args[0]
+            assert isinstance(operand, Node)
+            node.replace_all_uses_with(operand)
+            graph_module.graph.erase_node(node)
+    return len(graph_module.graph.nodes) < before
 
 
 def _is_identity(node: Node) -> bool:
@@ -92,6 +93,9 @@ def _is_identity(node: Node) -> bool:
         return _keeps_type(node)
     if node.target in _DROPOUTS:
         return bool(node.args[1] == 0 or not node.args[2])
+    if node.target is aten.copy_.default:
+        # `self.table = self.table.to(device)`, where it is on the device already.
+        return node.args[0] is node.args[1]
     return node.target is aten.slice.Tensor and _takes_all(node)
 
 

@@ -138,8 +138,8 @@ def _flatten(graph_module: GraphModule) -> tuple[bool, set[str]]:
     graph_module._forward_pre_hooks.clear()
     remove_assertions(graph_module)
     inline_subgraphs(graph_module)
-    written = remove_unread_updates(graph_module)
     remove_identities(graph_module)
+    written = remove_unread_updates(graph_module)
     return functionalize(graph_module), written
 
 
