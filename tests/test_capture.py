@@ -147,6 +147,25 @@ def test_buffer_that_is_set_to_itself_is_no_state() -> None:
     assert_same(program, model, {"x": torch.randn(5, 4)})
 
 
+def test_vmap_is_captured_as_what_it_computes() -> None:
+    class Masks(nn.Module):
+        """As transformers makes masks from functions of two positions."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.mlp = Mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            positions = torch.arange(x.shape[1])
+            later = torch.vmap(lambda i, j: i >= j, (None, 0))
+            mask = torch.vmap(later, (0, None))(positions, positions)
+            return mask.float() @ self.mlp(x)
+
+    model = Masks()
+    program = capture(model, (torch.randn(2, 5, 4),))
+    assert_same(program, model, {"x": torch.randn(3, 7, 4)})
+
+
 def test_disabled_autocast_is_inlined_and_enabled_one_refused() -> None:
     class Cast(nn.Module):
         def __init__(self, enabled: bool) -> None:

@@ -35,6 +35,7 @@ from fgcompile.capture.tied import merge_tied_tensors
 from fgcompile.errors import CaptureError
 from fgcompile.program import Program
 
+_TRANSFORMS = "torch._functorch.predispatch"
 
 def capture(
     model: nn.Module,
@@ -71,12 +72,23 @@ def capture(
     inputs = bind_inputs(model, example_inputs)
     exported, inputs = export(model, inputs, fixed)
     graph_module = _graph_module(exported)
-    complete, written = _flatten(graph_module)
+    complete, written = False, set[str]()
+    if not _has_transforms(graph_module):
+        complete, written = _flatten(graph_module)
     if not complete:
         # Writes through views are beyond a local rewrite: torch's functionalization.
         graph_module = _graph_module(exported, functional=True)
         _, written = _flatten(graph_module)
     return _finish(graph_module, inputs, model, written)
+
+
+def _has_transforms(graph_module: GraphModule) -> bool:
+    """Whether it enters and leaves `torch.vmap` and the like, by calls with effects."""
+    return any(
+        getattr(node.target, "__module__", None) == _TRANSFORMS
+        for node in graph_module.graph.nodes
+        if node.op == "call_function"
+    )
 
 
 def _graph_module(exported: ExportedProgram, functional: bool = False) -> GraphModule:
