@@ -497,6 +497,13 @@ cannot capture an object of type builtin_function_or_method
     )
 
 
+def test_input_that_forward_requires_goes_before_a_name_it_does_not_take() -> None:
+    model: Any = entry("vit").build()
+    model.main_input_name = "input_ids"
+    model.forward = lambda pixel_values: type(model).forward(model, pixel_values)
+    assert list(default_inputs(model)) == ["pixel_values"]
+
+
 def test_refuses_a_plain_model_without_inputs() -> None:
     assert_expected_inline(
         refusal(Mlp()),

@@ -8,7 +8,7 @@ are tried on fake tensors, which costs no arithmetic.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ def default_inputs(
     """
     arguments = inspect.signature(model.forward).parameters
     maker = _Maker(model, batch, length, seed)
-    names = _wanted(model, set(arguments))
+    names = _wanted(model, arguments)
     unknown = [name for name in names if name not in maker.shapes]
     if unknown:
         raise _unknown(model, unknown)
@@ -71,11 +71,15 @@ OPTIONAL = ("token_type_ids",)
 _TOKENS = ("input_ids", "attention_mask", *OPTIONAL, "decoder_input_ids")
 
 
-def _wanted(model: Any, arguments: set[str]) -> list[str]:
+def _wanted(model: Any, arguments: Mapping[str, inspect.Parameter]) -> list[str]:
     """Inputs of the main modality, of every tower, and of the decoder."""
     towers = {name for name in ("text_config", "vision_config") if _has(model, name)}
     names = [model.main_input_name]
-    if len(towers) == 2 and {"input_ids", "pixel_values"} <= arguments:
+    required = [n for n, p in arguments.items() if _is_required(p)]
+    if names[0] not in arguments and required:
+        # A tower of a model with several may have kept the name of another's input.
+        names = required
+    if len(towers) == 2 and {"input_ids", "pixel_values"} <= arguments.keys():
         names = ["input_ids", "pixel_values"]
     if "input_ids" in names and "attention_mask" in arguments:
         names.insert(names.index("input_ids") + 1, "attention_mask")
@@ -86,6 +90,11 @@ def _wanted(model: Any, arguments: set[str]) -> list[str]:
     if encodes and "decoder_input_ids" in arguments:
         names.append("decoder_input_ids")
     return names
+
+
+def _is_required(parameter: inspect.Parameter) -> bool:
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return parameter.default is parameter.empty and parameter.kind not in variadic
 
 
 def _has(model: Any, name: str) -> bool:

@@ -37,6 +37,7 @@ from fgcompile.program import Program
 
 _TRANSFORMS = "torch._functorch.predispatch"
 
+
 def capture(
     model: nn.Module,
     example_inputs: tuple[Any, ...] | dict[str, Any] | None = None,
