@@ -147,9 +147,9 @@ def _glu(node: Node) -> bool:
     """One half of the channels, gated by the other."""
     source = node.args[0]
     dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", -1)
-    halves = _call(node, aten.chunk.default, source, 2, dim)
-    one, other = (_call(node, operator.getitem, halves, k) for k in range(2))
-    gate = _call(node, aten.sigmoid.default, other)
+    halves = call_like(node, aten.chunk.default, source, 2, dim)
+    one, other = (call_like(node, operator.getitem, halves, k) for k in range(2))
+    gate = call_like(node, aten.sigmoid.default, other)
     node.target, node.args, node.kwargs = aten.mul.Tensor, (one, gate), {}
     return True
 
@@ -177,16 +177,16 @@ def _product(node: Node) -> bool:
 
 
 def _quotient(node: Node) -> bool:
-    return as_one_operator(node, partial(_call, node))
+    return as_one_operator(node, partial(call_like, node))
 
 
-def _call(like: Node, target: Any, *args: Any) -> Node:
+def call_like(like: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
     """A node at the insertion point, from the same place as `like`."""
-    node = like.graph.call_function(target, args)
+    node = like.graph.call_function(target, args, kwargs)
     node.meta = {k: v for k, v in like.meta.items() if k != "val"}
-    values = torch.fx.map_arg(args, lambda n: n.meta["val"])
+    values = torch.fx.map_arg((args, kwargs), lambda n: n.meta["val"])
     with _tensor(like).fake_mode, enable_python_dispatcher():  # type: ignore[attr-defined]
-        node.meta["val"] = target(*values)
+        node.meta["val"] = target(*values[0], **values[1])
     return node
 
 

@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from fgcompile.capture.binding import bind_inputs
+from fgcompile.capture.complex_numbers import in_real_numbers
 from fgcompile.capture.evaluation import evaluate, refuse_state, remove_unread_updates
 from fgcompile.capture.export import export
 from fgcompile.capture.functional import functionalize
@@ -161,6 +162,7 @@ def _finish(
 ) -> Program:
     remove_copies(graph_module)
     settle_sizes(graph_module)
+    in_real_numbers(graph_module)
     simplify(graph_module)
     aliases = merge_tied_tensors(graph_module, model)
     graph_module.graph.eliminate_dead_code()
