@@ -95,7 +95,7 @@ def insert_gates(
             "  Use fgcompile.gates(model), or take them off with remove_gates(model)."
         )
     analysis = analyze(model, example_inputs)
-    config = config or GateConfig(kinds=_default_kinds(analysis))
+    config = config or GateConfig()
     macs = float(analysis.macs)
     specs = _specs(analysis, config, model)
     config = _measured(analysis, config, specs)
@@ -143,7 +143,7 @@ def measure_latency(
         FormatError: If the model does not run at that size.
     """
     analysis = analyze(model, example_inputs)
-    config = GateConfig(kinds=tuple(kinds or _default_kinds(analysis)))
+    config = GateConfig(kinds=None if kinds is None else tuple(kinds))
     names = [spec.name for spec in _specs(analysis, config, model)]
     with progress_bar() as progress:
         setting = Setting(batch, length, threads)
@@ -187,19 +187,3 @@ def _without_gates(program: Program) -> Program:
 def _is_gate(node: Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.name == "fgcompile::gate"
-
-
-def _default_kinds(analysis: Analysis) -> tuple[str, ...]:
-    """The default kinds that the model has.
-
-    All of them if an operator is unknown: a kind that is missing is then an error.
-    """
-    kinds = GateConfig().kinds
-    reasons = [reason for group in analysis.pinned for reason in group.reasons]
-    present = {group.kind for group in analysis.groups}
-    found = tuple(kind for kind in kinds if kind in present)
-    if any(reason.remedy for reason in reasons):
-        return kinds
-    if not found and "conv" in present:
-        return ("conv",)
-    return found or kinds

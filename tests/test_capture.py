@@ -166,6 +166,26 @@ def test_vmap_is_captured_as_what_it_computes() -> None:
     assert_same(program, model, {"x": torch.randn(3, 7, 4)})
 
 
+def test_parts_whose_sizes_depend_on_values_are_joined_again() -> None:
+    class Experts(nn.Module):
+        """As JetMoE: each expert has as many rows as chose it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.ModuleList([Mlp(), Mlp()])
+
+        def forward(self, x: Tensor) -> Tensor:
+            chosen = (x[:, 0] > 0).long()
+            counts = torch.stack([(chosen == k).sum() for k in range(2)]).tolist()
+            parts = x[chosen.argsort()].split(counts)
+            pairs = zip(self.experts, parts, strict=True)
+            return torch.cat([expert(part) for expert, part in pairs])
+
+    model = Experts()
+    program = capture(model, (torch.randn(6, 4),))
+    assert_same(program, model, {"x": torch.randn(9, 4)})
+
+
 def test_disabled_autocast_is_inlined_and_enabled_one_refused() -> None:
     class Cast(nn.Module):
         def __init__(self, enabled: bool) -> None:

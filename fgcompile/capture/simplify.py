@@ -74,7 +74,8 @@ def _cat(node: Node) -> bool:
     """Tensors of one dim without elements, which `cat` ignores, are left out."""
     tensors = node.args[0]
     assert isinstance(tensors, (list, tuple))
-    kept = [n for n in tensors if tuple(_tensor(n).shape) != (0,)]
+    # As text, since a size that depends on values cannot be compared with a number.
+    kept = [n for n in tensors if [*map(str, _tensor(n).shape)] != ["0"]]
     if len(kept) in (0, len(tensors)):
         return False
     if len(kept) > 1:

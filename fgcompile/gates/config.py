@@ -120,7 +120,9 @@ class GateConfig:
             everywhere. `none` is what the papers do: two gates for every matrix of
             the groups, on its outputs (with the bias) and on its inputs. Lowering then
             removes what both sides of a group closed, or what no longer matters.
-        kinds: Kinds of coupled group that get a gate.
+        kinds: Kinds of coupled group that get a gate; each must be there. None is
+            `mlp` and `head`, as far as the model has them, or `conv` where it has
+            neither.
         gate: `finegates`, `hard_concrete` or `plain`.
         budget: What may stay; without one, `objective` is `finegates`.
         objective: `budget`, `finegates` or `none`; None chooses by `budget`.
@@ -144,7 +146,7 @@ class GateConfig:
     """
 
     coupling: Literal["shared", "none"] = "shared"
-    kinds: tuple[str, ...] = ("mlp", "head")
+    kinds: tuple[str, ...] | None = None
     gate: str = "finegates"
     budget: Budget | None = None
     objective: Literal["budget", "finegates", "none"] | None = None

@@ -18,7 +18,7 @@ from fgcompile.gates.config import GateConfig
 from fgcompile.gates.container import GateContainer
 from fgcompile.gates.gate import Gate
 from fgcompile.gates.matrices import Matrix, matrices
-from fgcompile.gates.placement import gate_specs
+from fgcompile.gates.placement import default_kinds, gate_specs
 from fgcompile.gates.spec import GateSite, GateSpec
 
 ROW, COLUMN = "row", "column"
@@ -40,7 +40,8 @@ def specs_for(
             "  Set kurtosis=False, or gate the eager model."
         )
     if config.coupling == "none":
-        return independent_specs(analysis, config.kinds, model)
+        kinds = config.kinds or default_kinds(analysis)
+        return independent_specs(analysis, kinds, model)
     return gate_specs(analysis, config.kinds, model)
 
 

@@ -22,28 +22,33 @@ from fgcompile.program import module_path
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_KINDS = ("mlp", "head")
+"""Channels inside of feed-forward blocks, and heads of attention."""
+
 
 def gate_specs(
-    analysis: Analysis, kinds: Sequence[str], model: nn.Module | None = None
+    analysis: Analysis, kinds: Sequence[str] | None, model: nn.Module | None = None
 ) -> list[GateSpec]:
     """A spec for every group of these kinds that may shrink, in order of depth.
 
     Args:
         analysis: The groups.
-        kinds: Kinds of group to gate.
+        kinds: Kinds of group to gate; None for the default ones that can be.
         model: The eager model that the sites are for; None for sites in the graph of
             the program, whose `node` and `name` tell the value.
 
     Raises:
-        GateError: If a kind has no group that can be gated; says why.
+        GateError: If a kind has no group that can be gated; says why. If `kinds` is
+            None, that is a warning, as long as another has one.
     """
+    wanted = default_kinds(analysis) if kinds is None else kinds
     layout = Layout(analysis)
     calls = None if model is None else Calls(analysis.program, model)
     specs: list[GateSpec] = []
     refused: dict[str, str] = {}
     inner = low_rank_groups(analysis)
     for group in analysis.groups:
-        if group.kind not in kinds or group.pinned is not None:
+        if group.kind not in wanted or group.pinned is not None:
             continue
         if group.name in inner:
             refused[group.name] = "the rank of an update that merging removes"
@@ -79,10 +84,29 @@ def gate_specs(
         except NoSiteError as error:
             refused[group.name] = str(error)
             logger.info("no gate for %s: %s", group.name, error)
-    for kind in kinds:
-        if not any(spec.kind == kind for spec in specs):
-            raise _nothing_found(analysis, kind, refused)
+    found = {spec.kind for spec in specs}
+    for kind in wanted:
+        if kind not in found:
+            nothing = _nothing_found(analysis, kind, refused)
+            if kinds is not None or not found:
+                raise nothing
+            logger.warning("%s", nothing)
     return specs
+
+
+def default_kinds(analysis: Analysis) -> tuple[str, ...]:
+    """Those of `mlp` and `head` that the model has, or `conv` if it has neither.
+
+    Both if an operator is unknown, as it may hide one of them.
+    """
+    reasons = [reason for group in analysis.pinned for reason in group.reasons]
+    present = {group.kind for group in analysis.groups}
+    found = tuple(kind for kind in DEFAULT_KINDS if kind in present)
+    if not found and "conv" in present:
+        return ("conv",)
+    if any(reason.remedy for reason in reasons):
+        return DEFAULT_KINDS
+    return found or DEFAULT_KINDS
 
 
 def _graph_sites(target: Target, place: Place) -> list[GateSite]:
@@ -121,6 +145,9 @@ def _nothing_found(analysis: Analysis, kind: str, refused: dict[str, str]) -> Ga
             place = module_path(group.pinned.node) or "the model"
             why = f"{group.pinned.text} ({group.pinned.node.name} in {place})"
         lines.append(f"  {group.name}, {group.size} units: {why}")
+    if len(lines) == 1:
+        unknown = {r.text for g in analysis.pinned for r in g.reasons if r.remedy}
+        lines += [f"  {text}, which may hide them" for text in sorted(unknown)]
     shown = lines[: MOST + 1]
     if len(lines) > len(shown):
         shown.append(f"  ... and {len(lines) - len(shown)} more")
