@@ -65,9 +65,10 @@ def _parts_of(node: Node, parts: dict[Node, Parts], call: Call) -> Parts | None:
         return _product(a["self"], a["other"], parts, call)
     whole = node.args[0]
     if node.target in _MOVES and isinstance(whole, Node) and whole in parts:
+        # Parts may lie in memory otherwise than the whole.
+        target = aten.reshape.default if node.target in _VIEWS else node.target
         real, imaginary = (
-            call(node.target, part, *node.args[1:], **node.kwargs)
-            for part in parts[whole]
+            call(target, part, *node.args[1:], **node.kwargs) for part in parts[whole]
         )
         return real, imaginary
     return None
@@ -95,11 +96,12 @@ def _is_complex(value: Any) -> bool:
     return isinstance(tensor, torch.Tensor) and tensor.is_complex()
 
 
+_VIEWS = (aten.view.default, aten.reshape.default)
 _MOVES = {
+    *_VIEWS,
     *(aten.unsqueeze.default, aten.squeeze.dim, aten.slice.Tensor, aten.select.int),
-    *(aten.view.default, aten.reshape.default, aten.expand.default),
-    *(aten.permute.default, aten.transpose.int, aten.index_select.default),
-    *(aten.index.Tensor, aten.embedding.default, aten.clone.default),
+    *(aten.expand.default, aten.permute.default, aten.transpose.int),
+    *(aten.index_select.default, aten.index.Tensor, aten.clone.default),
 }
 _MAKES = (aten.view_as_complex.default, aten.complex.default, aten.polar.default)
 _KNOWN = {*_MAKES, aten.mul.Tensor}
