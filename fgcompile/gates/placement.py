@@ -57,20 +57,7 @@ def gate_specs(
         if group.kind == "qk":
             target = query_side(target)
         try:
-            places = places_of(target)
-            if not places:
-                raise NoSiteError("nothing reads its units")
-            sites = [
-                site
-                for place in places
-                for site in (
-                    _graph_sites(target, place)
-                    if calls is None
-                    else eager_sites(target, place, calls)
-                )
-            ]
-            if not sites:
-                raise NoSiteError("none of its values can be gated")
+            sites = _sites(target, calls)
             specs.append(
                 GateSpec(
                     group.name,
@@ -104,9 +91,31 @@ def default_kinds(analysis: Analysis) -> tuple[str, ...]:
     found = tuple(kind for kind in DEFAULT_KINDS if kind in present)
     if not found and "conv" in present:
         return ("conv",)
-    if any(reason.remedy for reason in reasons):
-        return DEFAULT_KINDS
-    return found or DEFAULT_KINDS
+    unknown = any(reason.remedy for reason in reasons)
+    return found if found and not unknown else DEFAULT_KINDS
+
+
+def _sites(target: Target, calls: Calls | None) -> list[GateSite]:
+    """Where the units of a group can be gated.
+
+    Raises:
+        NoSiteError: If they can be nowhere.
+    """
+    places = places_of(target)
+    if not places:
+        raise NoSiteError("nothing reads its units")
+    sites = [
+        site
+        for place in places
+        for site in (
+            _graph_sites(target, place)
+            if calls is None
+            else eager_sites(target, place, calls)
+        )
+    ]
+    if not sites:
+        raise NoSiteError("none of its values can be gated")
+    return sites
 
 
 def _graph_sites(target: Target, place: Place) -> list[GateSite]:
