@@ -39,6 +39,17 @@ def masked_fill(node: Node) -> DimRule:
     return _aligned(operands, annihilators=(0,) if a["value"] == 0 else ())
 
 
+@dim_rule("aten::zeros_like", "aten::ones_like", "aten::full_like")
+def filled(node: Node) -> DimRule:
+    """One value in the shape of an operand: it shrinks with it."""
+    a = arguments(node)
+    value = {"aten::zeros_like": 0, "aten::ones_like": 1}.get(
+        node.target._schema.name,  # type: ignore[union-attr]
+        a.get("fill_value"),
+    )
+    return _aligned((a["self"],), annihilators=(0,) if value == 0 else ())
+
+
 @dim_rule("aten::where")
 def where(node: Node) -> DimRule | None:
     """A choice between two values, elementwise; PyTorch does not tag it so."""

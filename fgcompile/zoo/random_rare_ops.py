@@ -63,6 +63,8 @@ def copy(b: Builder) -> None:
         lambda x: x.detach().type_as(x).contiguous(),
         lambda x: aten.alias(x) + torch.tensor(0.5, dtype=x.dtype),
         lambda x: x.clone().detach_(),
+        lambda x: torch.where(x > 0, x, torch.zeros_like(x)),
+        lambda x: x * torch.full_like(x, 0.5) + torch.ones_like(x),
     )
     b.add(Apply(b.choose(functions)), x)
 

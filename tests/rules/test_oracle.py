@@ -71,6 +71,7 @@ def example(name: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         "einsum": ("", ("btd,hde->bthe", [x, t(5, 4, 2)])),
         "embedding": ("", (t(5, 3), index)),
         "feature_dropout": ("", (x, 0.1, False)),
+        "full_like": ("", (x, 0.0)),
         "gather": ("", (t(4, 3), 0, torch.tensor([[1, 0, 2], [3, 3, 0]]))),
         "group_norm": ("", (image, 2, t(4), t(4))),
         "instance_norm": ("", (image, t(4), t(4), None, None, True, 0.1, 1e-5, False)),
@@ -92,6 +93,7 @@ def example(name: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         "mul": ("Tensor", (x, t(3, 1))),
         "multiply": ("Tensor", (x, t(4))),
         "mv": ("", (t(3, 4), t(4))),
+        "ones_like": ("", (x,)),
         "prod": ("dim_int", (x, 1)),
         "rms_norm": ("", (x, [4], t(4), 1e-5)),
         "scaled_dot_product_attention": (
@@ -113,6 +115,7 @@ def example(name: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         "var": ("dim", (x, [1])),
         "var_mean": ("dim", (x, [1])),
         "where": ("self", (mask, x, t(4))),
+        "zeros_like": ("", (x,)),
         "gate": ("", (x, t(4), -1)),
         "_to_copy": ("", (x,)),
         **{
