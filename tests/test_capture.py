@@ -12,6 +12,7 @@ import pytest
 import torch
 from expecttest import assert_expected_inline
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
@@ -623,6 +624,31 @@ def test_model_that_remembers_tensors_runs_after_capture() -> None:
     model, x = Remembering(), torch.ones(2, 3)
     capture(model, (x,))
     assert torch.equal(model(x), torch.tensor([[0.0, 1.0, 2.0]] * 2))
+
+
+class Caching(nn.Module):
+    """Keeps what it computed of its parameter, as LeViT does in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+        self.tables: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "scale" not in self.tables:
+            self.tables["scale"] = self.scale * 2
+        self.last = self.tables["scale"]
+        return x * self.last
+
+
+def test_model_that_keeps_tensors_has_none_of_a_trace() -> None:
+    model, x = Caching(), torch.ones(2, 3)
+    tables = model.tables
+    with tracing_state(model), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        model(mode.from_tensor(x))
+    assert model.tables is tables
+    assert (model.tables, hasattr(model, "last")) == ({}, False)
+    assert torch.equal(model(x)[0], torch.tensor([2.0, 4.0, 6.0]))
 
 
 def test_token_types_are_an_input_that_may_be_left_out() -> None:

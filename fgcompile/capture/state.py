@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import io
 import logging
 import sys
 import threading
 import warnings
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from types import CellType
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils import _pytree as pytree
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,11 +44,12 @@ def tracing_state(model: nn.Module) -> Iterator[None]:
     """Eval mode, no caches, no fused fast paths, no gradients and no log noise.
 
     Training flags, configurations, buffers and logging are as before afterwards,
-    whether or not the body raised; functions of the model that remember results forget
-    them, since these may be traced tensors.
+    whether or not the body raised. Modules keep no traced tensors, and functions of the
+    model that remember results forget them, since these may be some.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(_same_buffers(model))
+        stack.enter_context(_no_traced_attributes(model))
         stack.enter_context(eval_mode(model))
         stack.enter_context(_no_caches(model))
         stack.enter_context(_no_fast_path())
@@ -84,6 +89,56 @@ def _same_buffers(model: nn.Module) -> Iterator[None]:
             if not buffer.is_meta and not torch.equal(buffer, values):
                 with torch.no_grad():
                     buffer.copy_(values)
+
+
+@contextlib.contextmanager
+def _no_traced_attributes(model: nn.Module) -> Iterator[None]:
+    """Results that modules keep from one call to the next are none of a trace.
+
+    Other attributes stay as the body left them: a flag that says that hooks were
+    registered must not forget it while the hooks remain.
+    """
+    saved = {
+        module: {
+            name: (value, copy.copy(value) if _is_collection(value) else None)
+            for name, value in vars(module).items()
+            if name not in _OF_EVERY_MODULE
+        }
+        for module in model.modules()
+    }
+    try:
+        yield
+    finally:
+        for module in model.modules():
+            attributes = vars(module)
+            own = [name for name in attributes if name not in _OF_EVERY_MODULE]
+            for name in [name for name in own if _is_traced(attributes[name])]:
+                del attributes[name]
+                if name in saved.get(module, {}):
+                    attributes[name], contents = saved[module][name]
+                    _refill(attributes[name], contents)
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _is_collection(value: Any) -> bool:
+    return type(value) in (dict, list, set, OrderedDict, defaultdict)
+
+
+def _is_traced(value: Any) -> bool:
+    """Whether `value` is, or holds, a tensor of a trace."""
+    if not isinstance(value, (Tensor, tuple)) and not _is_collection(value):
+        return False
+    leaves = value if isinstance(value, set) else pytree.tree_leaves(value)
+    return any(isinstance(leaf, FakeTensor) for leaf in leaves)
+
+
+def _refill(collection: Any, contents: Any) -> None:
+    if contents is not None:
+        collection.clear()
+        add = collection.extend if isinstance(collection, list) else collection.update
+        add(contents)
 
 
 @contextlib.contextmanager
