@@ -6,8 +6,9 @@ all elements of a unit equal, NaN where they vary.
 Rules:
 (1) A vector parameter is constant everywhere; of other parameters, slices of zeros.
 (2) Movement carries constants; what comes from elsewhere varies.
-(3) An elementwise operator is run on the constants themselves, and on buffers: NaN,
-    "varies", travels through it by IEEE arithmetic. A zero annihilates a product.
+(3) An elementwise operator is run on the constants themselves, and on buffers. What
+    any of its operands varies at varies, unless a zero annihilates a product, or it
+    is the same whether a mask is set there or not.
 (4) A contraction is zero where for every contracted index some operand is zero;
     addends are added to that.
 (5) A normalisation is its shift where its scale is zero; one that does not subtract a
@@ -33,7 +34,8 @@ from fgcompile.rules.shapes import tensor_of
 class Constants:
     """`planes[value][plane]`: constants; `zero[value]`: the whole value is zero.
 
-    `buffers` are the tensors, such as running statistics, that hold no units.
+    `buffers` are the tensors, such as running statistics, that hold no units, and
+    what is computed of them alone.
     """
 
     planes: list[list[Array]] = field(default_factory=list)
@@ -66,13 +68,29 @@ def find_constants(program: Program, flow: Flow) -> Constants:
 
 
 def _buffers(program: Program) -> dict[Node, torch.Tensor]:
-    nodes = [n for n in program.graph.find_nodes(op="get_attr") if program.is_buffer(n)]
-    tensors = {node: program.parameter(node).detach() for node in nodes}
-    return {
-        node: tensor.cpu()
-        for node, tensor in tensors.items()
-        if tensor.is_floating_point() and not tensor.is_meta
-    }
+    """Buffers, and small tensors that are computed of them or of nothing."""
+    found: dict[Node, torch.Tensor] = {}
+    for node in program.graph.nodes:
+        tensor: torch.Tensor | None = None
+        if node.op == "get_attr" and program.is_buffer(node):
+            tensor = program.parameter(node)
+        elif node.op == "call_function" and _is_small_constant(node, found):
+            tensor = _result(node, found)
+        if tensor is not None and tensor.is_floating_point() and not tensor.is_meta:
+            found[node] = tensor.detach().cpu()
+    return found
+
+
+_SMALL = 2**16
+
+
+def _is_small_constant(node: Node, known: dict[Node, torch.Tensor]) -> bool:
+    fake, tags = tensor_of(node), getattr(node.target, "tags", None)
+    if fake is None or tags is None or torch.Tag.nondeterministic_seeded in tags:
+        return False
+    if not all(isinstance(size, int) for size in fake.shape):
+        return False
+    return fake.numel() <= _SMALL and all(n in known for n in node.all_input_nodes)
 
 
 def _parameter(
@@ -145,14 +163,14 @@ def _pointwise(flow: Flow, step: Align, constants: Constants) -> None:
     """Rule (3)."""
     _annihilate(flow, step, constants)
     others = [s for v, s in _operands(step) if v is None and s is not None]
-    if any(source not in constants.buffers for source in others):
+    if any(s not in constants.buffers and not _is_bool(s) for s in others):
         return
     for result in step.results:
         known = [s for s in step.slots if set(s.axes) <= set(result.axes)]
         planes = [constants.planes[s.value][s.plane] for s in known]
         if not any(np.isfinite(p).any() for p in planes):
             continue
-        found = _evaluate(step, constants, {s.operand: s for s in known})
+        found = _evaluate(step, constants, result, {s.operand: s for s in known})
         plane = constants.planes[result.value][result.plane]
         # A buffer that varies along another dim makes another shape.
         if others and found is not None and found.shape != plane.shape:
@@ -166,45 +184,86 @@ def _operands(step: Align) -> list[tuple[int | None, Node | None]]:
     return list(zip(step.operands, step.sources, strict=True))
 
 
+def _is_bool(node: Node) -> bool:
+    tensor = tensor_of(node)
+    return tensor is not None and tensor.dtype == torch.bool
+
+
 def _evaluate(
-    step: Align, constants: Constants, slots: dict[int, Slot]
+    step: Align, constants: Constants, result: Slot, slots: dict[int, Slot]
 ) -> Array | None:
     """The node's operator on planes of constants; None where it cannot be run so."""
     replaced: dict[Node, torch.Tensor] = {}
+    choices: dict[Node, torch.Tensor] = {}
+    varies = np.zeros(result.full, bool)
     for position, (value, source) in enumerate(_operands(step)):
         if source is None:
             continue
-        if value is None:
+        if source in constants.buffers:
             replaced[source] = constants.buffers[source]
             continue
         fake = tensor_of(source)
-        if fake is None or not fake.is_floating_point():
+        if fake is None or not (fake.is_floating_point() or fake.dtype == torch.bool):
             return None
         slot = slots.get(position)
         if slot is not None:
             array = constants.planes[slot.value][slot.plane]
         else:
-            fill = 0.0 if constants.zero[value] else np.nan
-            array = np.full((1,) * fake.dim(), fill)
-        replaced[source] = torch.from_numpy(np.array(array)).to(fake.dtype)
-    return _run(step.node, replaced)
+            known = value is not None and constants.zero[value]
+            array = np.full((1,) * fake.dim(), 0.0 if known else np.nan)
+        tensor = torch.from_numpy(np.array(array))
+        replaced[source] = tensor.to(fake.dtype)
+        if fake.dtype == torch.bool and tensor.isnan().any():
+            choices[source] = tensor
+        elif slot is not None:
+            varies = varies | slot.spread(np.isnan(array))
+        elif np.isnan(array).any():
+            return None
+    found = _run_either_way(step.node, replaced, choices)
+    if found is None or found.size != varies.size:
+        return None
+    unknown = result.collect(np.broadcast_to(varies, result.full), found.shape)
+    return np.where(unknown, np.nan, found)
+
+
+def _run_either_way(
+    node: Node, replaced: dict[Node, torch.Tensor], choices: dict[Node, torch.Tensor]
+) -> Array | None:
+    """What is the same whether elements of a mask that vary are set or not."""
+    if not choices:
+        return _run(node, replaced)
+    if len(choices) > 1:
+        return None
+    ((mask, values),) = choices.items()
+    either = [
+        _run(node, replaced | {mask: values.nan_to_num(choice).bool()})
+        for choice in (0.0, 1.0)
+    ]
+    if either[0] is None or either[1] is None:
+        return None
+    return np.where(either[0] == either[1], either[0], np.nan)
 
 
 def _run(node: Node, replaced: dict[Node, torch.Tensor]) -> Array | None:
-    def substitute(argument: Node) -> Any:
-        return replaced.get(argument)
+    result = _result(node, replaced)
+    if result is None:
+        return None
+    if not (result.is_floating_point() or result.dtype == torch.bool):
+        return None
+    return result.detach().double().numpy()
 
+
+def _result(node: Node, replaced: dict[Node, torch.Tensor]) -> torch.Tensor | None:
+    """The node's operator on other operands; None where it cannot be run so."""
     if any(n not in replaced for n in node.all_input_nodes):
         return None
-    args = torch.fx.map_arg(node.args, substitute)
-    kwargs = torch.fx.map_arg(node.kwargs, substitute)
+    args: Any = torch.fx.map_arg(node.args, replaced.__getitem__)
+    kwargs: Any = torch.fx.map_arg(node.kwargs, replaced.__getitem__)
     try:
         result = node.target(*args, **kwargs)  # type: ignore[operator]
     except (RuntimeError, TypeError, IndexError):
         return None
-    if not isinstance(result, torch.Tensor) or not result.is_floating_point():
-        return None
-    return result.detach().double().numpy()
+    return result if isinstance(result, torch.Tensor) else None
 
 
 def _annihilate(flow: Flow, step: Align, constants: Constants) -> None:

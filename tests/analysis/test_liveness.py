@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -101,6 +103,64 @@ def test_a_zero_row_with_bias_is_what_the_activation_makes_of_the_bias() -> None
     zero(model.up.weight, 0, 1)
     found = constants_of(model, "tanh", 5, 4)
     assert found[1] == pytest.approx(model.up.bias.detach()[1].tanh().item())
+
+
+class Function(nn.Module):
+    """A function that is no module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+ONE = torch.tensor(1.0)
+
+
+@pytest.mark.parametrize(
+    ("function", "at_zero"),
+    [
+        pytest.param(torch.nan_to_num, 0.0, id="nan_to_num"),
+        pytest.param(torch.sign, 0.0, id="sign"),
+        pytest.param(lambda h: torch.fmax(h, ONE), 1.0, id="fmax"),
+        pytest.param(lambda h: torch.heaviside(h, ONE), 1.0, id="heaviside"),
+        pytest.param(lambda h: torch.signbit(h).float(), 0.0, id="signbit"),
+        pytest.param(lambda h: (h > 0).to(h.dtype), 0.0, id="a cast"),
+    ],
+)
+def test_what_is_a_number_even_for_nan_varies_all_the_same(
+    function: Callable[[Tensor], Tensor], at_zero: float
+) -> None:
+    model = Mlp(Function(function), bias=False)
+    zero(model.up.weight, 0, 2)
+    _, flow, constants, _ = analysed(model, 5, 4)
+    linear = next(n for n in flow.of if n.name == "linear_1")
+    found = constants.planes[flow.of[linear.args[0]][0]][-1].reshape(-1)  # type: ignore[index]
+    assert found[2] == at_zero
+    assert np.isnan(np.delete(found, 2)).all()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(lambda h: torch.where(h > 0, h, 0.1 * h), id="of itself"),
+        pytest.param(lambda h: torch.where(h.mean() > 0, h, 0 * h), id="of all"),
+        pytest.param(lambda h: h.where(h == h, torch.zeros_like(h)), id="a guard"),
+        pytest.param(lambda h: torch.maximum(h, torch.zeros(6)), id="of a constant"),
+    ],
+)
+def test_a_choice_between_zeros_is_zero(function: Callable[[Tensor], Tensor]) -> None:
+    model = Mlp(Function(function), bias=False)
+    zero(model.up.weight, 0, 2, 3)
+    assert sizes(model, 5, 4) == {"up.weight": (4, 4), "down.weight": (3, 4)}
+
+
+def test_a_choice_between_numbers_that_differ_varies() -> None:
+    model = Mlp(Function(lambda h: torch.where(h.mean() > 0, h, h + 1)), bias=False)
+    zero(model.up.weight, 0, 2)
+    assert np.isnan(constants_of(model, "where", 5, 4)).all()
 
 
 def test_a_zero_column_frees_the_row_that_it_read() -> None:
