@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import Node
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
+from fgcompile.capture.shapes import dynamic_sizes
 from fgcompile.capture.state import silence
 from fgcompile.errors import VerifyError
 from fgcompile.passes.shrinkage import fake_mode
@@ -48,48 +46,18 @@ def refresh_shapes(program: Program, changed: set[Node]) -> None:
         if fresh and "val" in node.meta and node not in changed:
             continue
         try:
-            with silence(), mode, enable_python_dispatcher(), _dynamic(mode.shape_env):
+            with (
+                silence(),
+                mode,
+                enable_python_dispatcher(),
+                dynamic_sizes(mode.shape_env),
+            ):
                 value = _run(node)
         except Exception as error:  # any kernel may complain in its own way
             raise ShapeError(node, error) from error
         if _differs(node.meta.get("val"), value):
             stale.add(node)
         node.meta["val"] = value
-
-
-@contextmanager
-def _dynamic(sizes: ShapeEnv | None) -> Iterator[None]:
-    """Dynamic sizes stay dynamic.
-
-    A view that no longer fits may still fit the one batch that was traced; an operator
-    that asks for it settles the size for all programs that share these symbols.
-
-    Raises:
-        ValueError: If a size was settled; it is dynamic again.
-    """
-    if sizes is None:
-        yield
-        return
-    known, ranges = dict(sizes.replacements), dict(sizes.var_to_range)
-    try:
-        yield
-    finally:
-        settled = [
-            symbol
-            for symbol, value in sizes.replacements.items()
-            if value.is_number and known.get(symbol) != value
-        ]
-        if settled:
-            for current, before in (
-                (sizes.replacements, known),
-                (sizes.var_to_range, ranges),
-            ):
-                current.clear()
-                current.update(before)
-            sizes._update_version_counter()
-            sizes._replacements_version_counter += 1  # what nodes remember is stale
-    if settled:
-        raise ValueError(f"it fits one size of {settled[0]} only")
 
 
 def _run(node: Node) -> Any:

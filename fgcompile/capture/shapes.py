@@ -1,13 +1,15 @@
-"""Which sizes of the example inputs are traced as symbols."""
+"""Which sizes of the example inputs are traced as symbols, and that they stay so."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export import Dim
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
 Choice = Callable[[Tensor], set[int]]
@@ -93,3 +95,38 @@ def grow_batch(inputs: dict[str, Any]) -> dict[str, Any]:
 def _free_factor(tensors: list[Tensor]) -> int:
     taken = {tensor.shape[1] for tensor in tensors if tensor.dim() > 1}
     return next(size for size in (2, 3, 4) if size not in taken or size == 4)
+
+
+@contextmanager
+def dynamic_sizes(sizes: ShapeEnv | None) -> Iterator[None]:
+    """Dynamic sizes stay dynamic.
+
+    A view that no longer fits may still fit the one batch that was traced; an operator
+    that asks for it settles the size for all programs that share these symbols.
+
+    Raises:
+        ValueError: If a size was settled; it is dynamic again.
+    """
+    if sizes is None:
+        yield
+        return
+    known, ranges = dict(sizes.replacements), dict(sizes.var_to_range)
+    try:
+        yield
+    finally:
+        settled = [
+            symbol
+            for symbol, value in sizes.replacements.items()
+            if value.is_number and known.get(symbol) != value
+        ]
+        if settled:
+            for current, before in (
+                (sizes.replacements, known),
+                (sizes.var_to_range, ranges),
+            ):
+                current.clear()
+                current.update(before)
+            sizes._update_version_counter()
+            sizes._replacements_version_counter += 1  # what nodes remember is stale
+    if settled:
+        raise ValueError(f"it fits one size of {settled[0]} only")

@@ -83,6 +83,17 @@ def _callee(graph_module: GraphModule, node: Node) -> tuple[GraphModule, list[An
 
 def _inline(graph_module: GraphModule, call: Node) -> None:
     callee, operands = _callee(graph_module, call)
+    inline_call(graph_module, call, callee, operands)
+
+
+def inline_call(
+    graph_module: GraphModule, call: Node, callee: GraphModule, operands: list[Any]
+) -> None:
+    """Replace `call` by the nodes of `callee`, whose placeholders are `operands`.
+
+    Raises:
+        CaptureError: If a node uses all of several results at once.
+    """
     inner = [node for node in callee.graph.nodes if node.op == "placeholder"]
     value_map: dict[Node, Any] = dict(zip(inner, operands, strict=True))
     with graph_module.graph.inserting_before(call):

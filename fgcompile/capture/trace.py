@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from fgcompile.capture.binding import bind_inputs
 from fgcompile.capture.complex_numbers import in_real_numbers
+from fgcompile.capture.composites import take_apart
 from fgcompile.capture.evaluation import evaluate, refuse_state, remove_unread_updates
 from fgcompile.capture.export import export
 from fgcompile.capture.functional import functionalize
@@ -164,6 +165,8 @@ def _finish(
     settle_sizes(graph_module)
     in_real_numbers(graph_module)
     simplify(graph_module)
+    if take_apart(graph_module):
+        simplify(graph_module)
     aliases = merge_tied_tensors(graph_module, model)
     graph_module.graph.eliminate_dead_code()
     refuse_state(graph_module, written)
