@@ -178,10 +178,12 @@ def _repeat(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
 
 @movement("aten::constant_pad_nd", "aten::pad")
 def _pad(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
-    if a.get("mode", "constant") != "constant":
-        raise ImmovableError("padding that copies elements")
     pad = list(a["pad"])
     padded = [plane.dim() - 1 - k // 2 for k, amount in enumerate(pad) if amount != 0]
+    if a.get("mode", "constant") != "constant":
+        if any(plane.shape[d] > 1 for d in padded):
+            raise ImmovableError("padding that copies elements")
+        return [plane]
     if a["value"] not in (None, 0) and any(plane.shape[d] == 1 for d in padded):
         raise ImmovableError("padding with numbers other than zero")
     for k in range(len(pad) // 2):

@@ -31,6 +31,12 @@ def div(node: Node) -> DimRule:
     return _aligned(tensors, annihilators=(0,) if tensors[:1] == operands[:1] else ())
 
 
+@dim_rule("aten::_prelu_kernel")
+def prelu(node: Node) -> DimRule:
+    """Zeros stay zero, whatever their slope."""
+    return _aligned(node.args, annihilators=(0,))  # type: ignore[arg-type]
+
+
 @dim_rule("aten::masked_fill")
 def masked_fill(node: Node) -> DimRule:
     """Filling zeros with zero changes nothing."""

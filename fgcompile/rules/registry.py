@@ -119,7 +119,13 @@ def registered_rules() -> Mapping[str, Rule]:
     return dict(sorted(_RULES.items()))
 
 
-_UNTAGGED = frozenset(("aten::__or__", "aten::__and__", "aten::__xor__", "aten::where"))
+_UNTAGGED = frozenset(
+    (
+        *("aten::__or__", "aten::__and__", "aten::__xor__", "aten::where"),
+        *("aten::hardswish", "aten::log_sigmoid", "aten::special_ndtr"),
+        *("aten::floor_divide", "aten::rsub"),
+    )
+)
 """Elementwise operators that PyTorch does not tag as such."""
 
 

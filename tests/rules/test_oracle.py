@@ -31,6 +31,7 @@ def example(name: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     index, mask = torch.tensor([[2, 0], [1, 3]]), t(3, 4) > 0
     calls: dict[str, tuple[str, tuple[Any, ...]]] = {
         "_grouped_mm": ("", (t(6, 8), t(2, 8, 4), torch.tensor([2, 6]))),
+        "_prelu_kernel": ("", (x, t(2, 1, 4))),
         "_safe_softmax": ("", (x, -1)),
         "_softmax": ("", (x, -1, False)),
         "_upsample_bicubic2d_aa": ("", (image, [7, 7], False)),
