@@ -62,6 +62,19 @@ def where(node: Node) -> DimRule | None:
     return pointwise(node) if len(node.args) == 3 else None
 
 
+@dim_rule("aten::tril", "aten::triu")
+def triangle(node: Node) -> DimRule:
+    """Zeros on one side of a diagonal of the last two dims."""
+    reason = "which elements of it are kept depends on their places"
+    return DimRule(
+        "... i j -> ... i j",
+        kind="pointwise",
+        operands=(node.args[0],),  # type: ignore[arg-type]
+        annihilators=(0,),
+        pinned={"i": reason, "j": reason},
+    )
+
+
 @dim_rule("fgcompile::gate")
 def gate(node: Node) -> DimRule:
     """A gate: a product along one dim."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch.fx import Node
@@ -57,12 +58,17 @@ def along_one_dim(node: Node) -> DimRule:
 @dim_rule("aten::upsample_bilinear2d", "aten::upsample_bicubic2d")
 @dim_rule("aten::_upsample_bicubic2d_aa", "aten::_upsample_bilinear2d_aa")
 @dim_rule("aten::max_pool2d_with_indices", "aten::upsample_linear1d")
+@dim_rule("aten::max_pool3d_with_indices", "aten::avg_pool3d")
+@dim_rule("aten::_adaptive_avg_pool3d", "aten::upsample_trilinear3d")
+@dim_rule("aten::upsample_nearest1d", "aten::upsample_nearest3d")
 def pooling(node: Node) -> DimRule:
     """Pooling and resampling: channels pass, positions are mixed."""
-    rank = len(_names(node))
-    space = " _" * (rank - 2)
+    name = node.target._schema.name  # type: ignore[union-attr]
+    positions = int(re.findall(r"(\d)d", name)[0])
+    passing = " ".join(_names(node)[:-positions])
+    space = " _" * positions
     return DimRule(
-        f"b c{space} -> b c{space}",
+        f"{passing}{space} -> {passing}{space}",
         kind="mixing",
         operands=(_first(node),),
         annihilators=(0,),

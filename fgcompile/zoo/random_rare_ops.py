@@ -65,6 +65,7 @@ def copy(b: Builder) -> None:
         lambda x: x.clone().detach_(),
         lambda x: torch.where(x > 0, x, torch.zeros_like(x)),
         lambda x: x * torch.full_like(x, 0.5) + torch.ones_like(x),
+        lambda x: F.prelu(x, x.new_full((1,), 0.3)),
     )
     b.add(Apply(b.choose(functions)), x)
 
@@ -115,10 +116,20 @@ def bilinear(b: Builder) -> None:
 
 @op()
 def volume(b: Builder) -> None:
-    """A convolution over three dims of positions."""
+    """A convolution over three dims of positions, or pooling or resampling of them."""
     x = b.value(lambda s: len(s) == 5 and s[1] is not None)
     inputs = b.shape(x)[1]
     assert inputs is not None
+    functions: tuple[Callable[[Tensor], Tensor], ...] = (
+        lambda x: F.avg_pool3d(x, 2, ceil_mode=True),
+        lambda x: F.max_pool3d(x, 2, ceil_mode=True),
+        lambda x: F.adaptive_avg_pool3d(x, 2),
+        lambda x: F.interpolate(x, scale_factor=2, mode="nearest"),
+        lambda x: F.interpolate(x, scale_factor=2, mode="trilinear"),
+    )
+    if b.pick(2):
+        b.add(Apply(b.choose(functions)), x)
+        return
     groups = b.choose([g for g in (1, inputs) if inputs % g == 0])
     kernel = b.choose((1, 3))
     outputs = groups if groups > 1 else b.size()
@@ -136,6 +147,7 @@ def resampling(b: Builder) -> None:
             lambda x: F.interpolate(x, scale_factor=2, mode="linear"),
             lambda x: F.max_pool1d(x, 2, return_indices=True)[0],
             lambda x: F.instance_norm(x),
+            lambda x: F.interpolate(x, scale_factor=2, mode="nearest"),
         )
         if flat
         else (
@@ -173,5 +185,6 @@ def rearrangement(b: Builder) -> None:
         lambda x: F.pixel_unshuffle(x, 2),
         lambda x: F.pixel_shuffle(x.repeat_interleave(4, 1), 2),
         lambda x: F.channel_shuffle(x.repeat_interleave(2, 1), 2),
+        lambda x: x.tril() + x.triu(1) * 0.5,
     )
     b.add(Apply(b.choose(functions)), x)

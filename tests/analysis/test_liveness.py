@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,6 +156,17 @@ def test_a_choice_between_zeros_is_zero(function: Callable[[Tensor], Tensor]) ->
     model = Mlp(Function(function), bias=False)
     zero(model.up.weight, 0, 2, 3)
     assert sizes(model, 5, 4) == {"up.weight": (4, 4), "down.weight": (3, 4)}
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_channels_leave_through_padding_that_copies_positions(mode: Any) -> None:
+    first, second = (
+        nn.Conv1d(*channels, 3, padding=1, padding_mode=mode, bias=False)
+        for channels in ((2, 6), (6, 4))
+    )
+    zero(first.weight, 0, 1, 4)
+    found = sizes(nn.Sequential(first, second), 3, 2, 7)
+    assert found == {"0.weight": (4, 2, 3), "1.weight": (4, 4, 3)}
 
 
 def test_a_choice_between_numbers_that_differ_varies() -> None:

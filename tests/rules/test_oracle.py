@@ -27,10 +27,11 @@ def t(*shape: int) -> Tensor:
 
 def example(name: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     """Overload, arguments and keyword arguments of a call of the operator `name`."""
-    x, image = t(2, 3, 4), t(2, 4, 5, 6)
+    x, image, volume = t(2, 3, 4), t(2, 4, 5, 6), t(2, 3, 4, 5, 6)
     index, mask = torch.tensor([[2, 0], [1, 3]]), t(3, 4) > 0
     calls: dict[str, tuple[str, tuple[Any, ...]]] = {
         "_grouped_mm": ("", (t(6, 8), t(2, 8, 4), torch.tensor([2, 6]))),
+        "_adaptive_avg_pool3d": ("", (volume, [2, 2, 3])),
         "_prelu_kernel": ("", (x, t(2, 1, 4))),
         "_safe_softmax": ("", (x, -1)),
         "_softmax": ("", (x, -1, False)),
@@ -52,6 +53,7 @@ def example(name: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         "argsort": ("", (x, 1)),
         "avg_pool1d": ("", (x, [2])),
         "avg_pool2d": ("", (image, [2, 2])),
+        "avg_pool3d": ("", (volume, [2, 2, 2])),
         "baddbmm": ("", (t(2, 3, 5), x, t(2, 4, 5))),
         "batch_norm": (
             "",
@@ -88,6 +90,7 @@ def example(name: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         "max_pool1d": ("", (x, [2])),
         "max_pool2d": ("", (image, [2, 2])),
         "max_pool2d_with_indices": ("", (image, [2, 2])),
+        "max_pool3d_with_indices": ("", (volume, [2, 2, 2])),
         "mean": ("dim", (x, [1, 2])),
         "min": ("dim", (x, 1)),
         "mm": ("", (t(3, 4), t(4, 5))),
@@ -107,12 +110,17 @@ def example(name: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         "sum": ("dim_IntList", (x, [1])),
         "to": ("dtype", (x, torch.float32)),
         "topk": ("", (x, 2, 1)),
+        "tril": ("", (x,)),
+        "triu": ("", (x, 1)),
         "true_divide": ("Tensor", (x, t(4).abs() + 1)),
         "type_as": ("", (x, t(2))),
         "upsample_bicubic2d": ("", (image, [7, 7], False)),
         "upsample_bilinear2d": ("", (image, [7, 7], False)),
         "upsample_linear1d": ("", (x, [7], False)),
+        "upsample_nearest1d": ("", (x, [7])),
         "upsample_nearest2d": ("", (image, [7, 7])),
+        "upsample_nearest3d": ("", (volume, [7, 7, 7])),
+        "upsample_trilinear3d": ("", (volume, [7, 7, 7], False)),
         "var": ("dim", (x, [1])),
         "var_mean": ("dim", (x, [1])),
         "where": ("self", (mask, x, t(4))),
@@ -199,6 +207,12 @@ def test_rule_tells_the_truth(name: str) -> None:
     overload, args, kwargs = example(op)
     packet = getattr(getattr(torch.ops, namespace), op)
     check_rule(getattr(packet, overload or "default"), *args, **kwargs)
+
+
+def test_pooling_without_a_batch_keeps_the_channels_apart() -> None:
+    same_size = {"stride": [1, 1], "padding": [1, 1]}
+    check_rule(torch.ops.aten.max_pool2d.default, t(3, 4, 5), [3, 3], **same_size)
+    check_rule(torch.ops.aten.avg_pool1d.default, t(3, 4), [3], [1], [1])
 
 
 def test_a_call_without_a_rule_is_an_error_that_says_so() -> None:
