@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._ops import OpOverload
 from torch.fx import Node
 
 from fgcompile.analysis.steps import Align, Array, Flow, Move, Slot
@@ -82,11 +83,15 @@ def _buffers(program: Program) -> dict[Node, torch.Tensor]:
 
 
 _SMALL = 2**16
+_NOT_FILLED = ("empty", "empty_like", "empty_strided", "new_empty")
 
 
 def _is_small_constant(node: Node, known: dict[Node, torch.Tensor]) -> bool:
-    fake, tags = tensor_of(node), getattr(node.target, "tags", None)
-    if fake is None or tags is None or torch.Tag.nondeterministic_seeded in tags:
+    fake, op = tensor_of(node), node.target
+    if fake is None or not isinstance(op, OpOverload):
+        return False
+    random = torch.Tag.nondeterministic_seeded in op.tags
+    if random or op._schema.name.removeprefix("aten::") in _NOT_FILLED:
         return False
     if not all(isinstance(size, int) for size in fake.shape):
         return False
