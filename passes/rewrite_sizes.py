@@ -202,7 +202,7 @@ def _attention(shrinkage: Shrinkage, node: Node) -> None:
 
 _REWRITES: dict[str, Rewrite] = {
     **dict.fromkeys(("aten::view", "aten::reshape", "aten::_unsafe_view"), _view),
-    **dict.fromkeys(("aten::expand", "aten::broadcast_to"), _view),
+    "aten::expand": _view,
     "aten::unflatten": _unflatten,
     **dict.fromkeys(("aten::split", "aten::split_with_sizes", "aten::chunk"), _split),
     **dict.fromkeys(("aten::unsafe_split", "aten::unsafe_chunk"), _split),

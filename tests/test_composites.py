@@ -43,6 +43,8 @@ SLOPES, MATRIX = torch.linspace(0.1, 0.5, 8), torch.randn(8, 5)
         pytest.param(lambda h: h / torch.linalg.norm(h, dim=1)[:, None], id="norm"),
         pytest.param(lambda h: h * torch.linalg.vecdot(h, h)[:, None], id="vecdot"),
         pytest.param(lambda h: h * torch.special.expit(h), id="expit"),
+        pytest.param(lambda h: h * (h > 0).broadcast_to(2, *h.shape)[0], id="a mask"),
+        pytest.param(lambda h: torch.true_divide(torch.multiply(h, h), 3), id="divide"),
         pytest.param(lambda h: F.hardswish(h), id="hardswish"),
         pytest.param(lambda h: torch.moveaxis(h[:, None], 1, 2)[..., 0], id="moveaxis"),
     ],

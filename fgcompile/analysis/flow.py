@@ -21,11 +21,8 @@ from fgcompile.rules.movement import (
 )
 from fgcompile.rules.pattern import PatternError
 from fgcompile.rules.pointwise import pointwise
-from fgcompile.rules.registry import DimRule, is_pointwise, rule_for
+from fgcompile.rules.registry import JOINS, DimRule, is_pointwise, rule_for
 from fgcompile.rules.shapes import hidden_shape
-
-_JOINS = ("aten::cat", "aten::concat", "aten::stack", "aten::hstack")
-_BROADCASTS = ("aten::expand", "aten::expand_as", "aten::broadcast_to")
 
 
 def trace_planes(program: Program) -> Flow:
@@ -137,7 +134,7 @@ def _pin_rest(flow: Flow, node: Node, operands: tuple[int, ...]) -> None:
 def _handler(node: Node) -> Callable[[Flow, Node], None]:
     schema = getattr(node.target, "_schema", None)
     name = schema.name if schema is not None else ""
-    if name in _JOINS:
+    if name in JOINS:
         return concatenate
     if is_movement(node):
         return _movement
@@ -148,13 +145,7 @@ def _rule(flow: Flow, node: Node) -> None:
     name = getattr(getattr(node.target, "_schema", None), "name", str(node.target))
     rule = rule_for(node.target)
     found: DimRule | tuple[DimRule, ...] | None = None
-    if name in _BROADCASTS:
-        first = node.args[0]
-        assert isinstance(first, Node)
-        found = DimRule(
-            "... -> ...", kind="pointwise", operands=(first,), annihilators=(0,)
-        )
-    elif rule is not None:
+    if rule is not None:
         found = rule(node)
     elif is_pointwise(node.target):
         found = pointwise(node)

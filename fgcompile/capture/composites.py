@@ -22,13 +22,11 @@ from fgcompile.capture.shapes import dynamic_sizes
 from fgcompile.capture.state import silence
 from fgcompile.capture.subgraphs import inline_call
 from fgcompile.rules.movement import is_movement
-from fgcompile.rules.registry import is_pointwise, rule_for
+from fgcompile.rules.registry import JOINS, is_pointwise, rule_for
 from fgcompile.rules.shapes import operands_of, tensor_of
 
 _MOST_PARTS = 50
 """A loop that was written out, such as a recurrent layer, has more."""
-
-_JOINS = ("aten::cat", "aten::stack", "aten::expand")
 
 
 def take_apart(graph_module: GraphModule) -> bool:
@@ -48,13 +46,13 @@ def _is_known(node: Node) -> bool:
     """Whether a rule describes what `node` does to units, or none has a part in it."""
     if not isinstance(node.target, OpOverload):
         return True
-    if _mode(node) is None or not any(map(_is_float, operands_of(node))):
+    if _mode(node) is None or not any(map(_may_vary, operands_of(node))):
         return True
     return (
         rule_for(node.target) is not None
         or is_pointwise(node.target)
         or is_movement(node)
-        or node.target._schema.name in _JOINS
+        or node.target._schema.name in JOINS
     )
 
 
@@ -64,9 +62,12 @@ def _mode(node: Node) -> FakeTensorMode | None:
     return next((r.fake_mode for r in results if isinstance(r, FakeTensor)), None)
 
 
-def _is_float(node: Node) -> bool:
+def _may_vary(node: Node) -> bool:
+    """Whether it is a value or a mask of values; integers are places, not units."""
     tensor = tensor_of(node)
-    return tensor is not None and tensor.is_floating_point()
+    if tensor is None:
+        return False
+    return tensor.is_floating_point() or tensor.dtype == torch.bool
 
 
 def _is_composite(node: Node) -> bool:

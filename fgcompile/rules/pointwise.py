@@ -15,7 +15,7 @@ def pointwise(node: Node) -> DimRule:
     return _aligned(operands)
 
 
-@dim_rule("aten::mul", "aten::multiply", "aten::logical_and")
+@dim_rule("aten::mul", "aten::logical_and")
 def mul(node: Node) -> DimRule:
     """A product: zero wherever one operand is."""
     operands = tuple(a for a in node.args[:2] if isinstance(a, Node))
@@ -23,7 +23,7 @@ def mul(node: Node) -> DimRule:
     return _aligned(tensors, annihilators=tuple(range(len(tensors))))
 
 
-@dim_rule("aten::div", "aten::true_divide")
+@dim_rule("aten::div")
 def div(node: Node) -> DimRule:
     """A quotient: zero wherever the numerator is."""
     operands = tuple(a for a in node.args[:2] if isinstance(a, Node))
@@ -103,8 +103,9 @@ def dropout(node: Node) -> DimRule | None:
 @dim_rule("aten::clone", "aten::contiguous", "aten::detach", "aten::alias")
 @dim_rule("aten::to", "aten::_to_copy", "aten::lift_fresh", "aten::type_as")
 @dim_rule("aten::lift_fresh_copy", "aten::detach_", "aten::silu_", "aten::relu_")
+@dim_rule("aten::expand")
 def identity(node: Node) -> DimRule:
-    """Copies and casts of the first operand."""
+    """Copies, casts and broadcasts of the first operand."""
     return _aligned((node.args[0],), annihilators=(0,))  # type: ignore[arg-type]
 
 

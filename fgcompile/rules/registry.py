@@ -119,6 +119,9 @@ def registered_rules() -> Mapping[str, Rule]:
     return dict(sorted(_RULES.items()))
 
 
+JOINS = ("aten::cat", "aten::stack")
+"""Operators that join values along a dim: the analysis of planes knows them."""
+
 _UNTAGGED = frozenset(
     (
         *("aten::__or__", "aten::__and__", "aten::__xor__", "aten::where"),
