@@ -19,13 +19,12 @@ Rules:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
-from torch._ops import OpOverload
 from torch.fx import Node
 
+from fgcompile.analysis.execution import constant_tensors, run_either_way
 from fgcompile.analysis.steps import Align, Array, Flow, Move, Slot
 from fgcompile.program import Program, arguments, without_repeats
 from fgcompile.rules.shapes import tensor_of
@@ -55,7 +54,7 @@ def find_constants(program: Program, flow: Flow) -> Constants:
     constants = Constants(
         [[np.full(p.shape, np.nan) for p in value.planes] for value in flow.values],
         [False] * len(flow.values),
-        _buffers(program),
+        constant_tensors(program),
     )
     for name, index in flow.parameters.items():
         _parameter(program, flow, constants, name, index)
@@ -66,36 +65,6 @@ def find_constants(program: Program, flow: Flow) -> Constants:
             _ALIGN[step.rule.kind](flow, step, constants)
             _settle(step, constants)
     return constants
-
-
-def _buffers(program: Program) -> dict[Node, torch.Tensor]:
-    """Buffers, and small tensors that are computed of them or of nothing."""
-    found: dict[Node, torch.Tensor] = {}
-    for node in program.graph.nodes:
-        tensor: torch.Tensor | None = None
-        if node.op == "get_attr" and program.is_buffer(node):
-            tensor = program.parameter(node)
-        elif node.op == "call_function" and _is_small_constant(node, found):
-            tensor = _result(node, found)
-        if tensor is not None and tensor.is_floating_point() and not tensor.is_meta:
-            found[node] = tensor.detach().cpu()
-    return found
-
-
-_SMALL = 2**16
-_NOT_FILLED = ("empty", "empty_like", "empty_strided", "new_empty")
-
-
-def _is_small_constant(node: Node, known: dict[Node, torch.Tensor]) -> bool:
-    fake, op = tensor_of(node), node.target
-    if fake is None or not isinstance(op, OpOverload):
-        return False
-    random = torch.Tag.nondeterministic_seeded in op.tags
-    if random or op._schema.name.removeprefix("aten::") in _NOT_FILLED:
-        return False
-    if not all(isinstance(size, int) for size in fake.shape):
-        return False
-    return fake.numel() <= _SMALL and all(n in known for n in node.all_input_nodes)
 
 
 def _parameter(
@@ -224,51 +193,11 @@ def _evaluate(
             varies = varies | slot.spread(np.isnan(array))
         elif np.isnan(array).any():
             return None
-    found = _run_either_way(step.node, replaced, choices)
+    found = run_either_way(step.node, replaced, choices)
     if found is None or found.size != varies.size:
         return None
     unknown = result.collect(np.broadcast_to(varies, result.full), found.shape)
     return np.where(unknown, np.nan, found)
-
-
-def _run_either_way(
-    node: Node, replaced: dict[Node, torch.Tensor], choices: dict[Node, torch.Tensor]
-) -> Array | None:
-    """What is the same whether elements of a mask that vary are set or not."""
-    if not choices:
-        return _run(node, replaced)
-    if len(choices) > 1:
-        return None
-    ((mask, values),) = choices.items()
-    either = [
-        _run(node, replaced | {mask: values.nan_to_num(choice).bool()})
-        for choice in (0.0, 1.0)
-    ]
-    if either[0] is None or either[1] is None:
-        return None
-    return np.where(either[0] == either[1], either[0], np.nan)
-
-
-def _run(node: Node, replaced: dict[Node, torch.Tensor]) -> Array | None:
-    result = _result(node, replaced)
-    if result is None:
-        return None
-    if not (result.is_floating_point() or result.dtype == torch.bool):
-        return None
-    return result.detach().double().numpy()
-
-
-def _result(node: Node, replaced: dict[Node, torch.Tensor]) -> torch.Tensor | None:
-    """The node's operator on other operands; None where it cannot be run so."""
-    if any(n not in replaced for n in node.all_input_nodes):
-        return None
-    args: Any = torch.fx.map_arg(node.args, replaced.__getitem__)
-    kwargs: Any = torch.fx.map_arg(node.kwargs, replaced.__getitem__)
-    try:
-        result = node.target(*args, **kwargs)  # type: ignore[operator]
-    except (RuntimeError, TypeError, IndexError):
-        return None
-    return result if isinstance(result, torch.Tensor) else None
 
 
 def _annihilate(flow: Flow, step: Align, constants: Constants) -> None:

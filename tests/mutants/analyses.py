@@ -16,6 +16,7 @@ from fgcompile.rules.registry import DimRule
 from tests.mutants import models
 from tests.mutants.mutant import Mutant
 
+EXECUTION = "fgcompile.analysis.execution"
 FACTS = "fgcompile.analysis.facts"
 NEEDS = "fgcompile.analysis.needs"
 SURVIVORS = "fgcompile.analysis.survivors"
@@ -81,6 +82,17 @@ def _constants_pass_unchanged(right: Any) -> Any:
     def run(node: Any, replaced: Any) -> Any:
         found = right(node, replaced)
         return None if found is None else np.where(np.isnan(found), np.nan, 0.0)
+
+    return run
+
+
+def _masks_are_set(right: Any) -> Any:
+    """What the mask chooses where it is set is known, though it varies."""
+
+    def run(node: Any, replaced: Any, choices: Any) -> Any:
+        return right(
+            node, {**replaced, **{m: v.bool() for m, v in choices.items()}}, {}
+        )
 
     return run
 
@@ -197,9 +209,15 @@ MUTANTS = (
     ),
     Mutant(
         "sigmoid(0) is taken for 0",
-        f"{FACTS}:_run",
+        f"{EXECUTION}:_run",
         _constants_pass_unchanged,
         models.constants,
+    ),
+    Mutant(
+        "a mask that varies is taken to be set",
+        f"{EXECUTION}:run_either_way",
+        _masks_are_set,
+        models.choices,
     ),
     Mutant(
         "a bias is forgotten in a constant",

@@ -84,6 +84,14 @@ def constants() -> Case:
     return model, _tokens()
 
 
+def choices() -> Case:
+    """Dead rows, of which each input makes one number or another."""
+    model = _seeded(lambda: Mlp(lambda h: torch.where(h.mean(-1, True) > 0, h, h + 1)))
+    zero(model.up.weight, 1, 4)
+    zero(model.up.bias, 1, 4)
+    return model, _tokens()
+
+
 def no_bias() -> Case:
     """Constants that a map without a bias reads."""
     model, inputs = constants()
