@@ -41,7 +41,7 @@ def choices(records: Records) -> str:
     shown = [
         f"![Score over latency, {TITLES[task]}](benchmarks/{_file(task)})\n"
         for task in CHOICE_TASKS
-        if _points(records, task, BEST)
+        if _is_timed(records, task)
     ]
     return "\n".join([_INTRO, table(heads, rows, left=2), *shown])
 
@@ -54,19 +54,20 @@ def _cell(records: Records, task: str, row: str, level: float) -> str:
 
 
 def draw(found: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
-    """A picture a task, of what has been timed: score over latency and over size."""
+    """A picture a task that has been timed: score over latency and over size."""
     records = {record["name"]: record for record in found}
-    tasks = [task for task in CHOICE_TASKS if _points(records, task, BEST)]
+    tasks = [task for task in CHOICE_TASKS if _is_timed(records, task)]
     return [_draw(records, task, folder) for task in tasks]
 
 
 def _draw(records: Records, task: str, folder: Path) -> Path:
     drawn, axes = figure(columns=2, scale=1.3)
     for row in (BEST, *CHOICES, *WHOLE):
-        points = _points(records, task, row)
+        own = _runs(records, task, row)
         style = {"ls": "", "marker": "s"} if row in WHOLE else {"marker": "o"}
-        for axis, x in zip(axes, ("latency", "left"), strict=True):
-            xs, ys = ([point[name] for point in points] for name in (x, "score"))
+        for axis, place in zip(axes, (_latency, _left), strict=True):
+            points = sorted((place(r), score(r)) for r in own if place(r) is not None)
+            xs, ys = zip(*points, strict=True) if points else ((), ())
             axis.plot(xs, ys, ms=4, label=ROWS[row].title, **style)
     axes[0].set(xlabel="latency / dense", ylabel=f"{TITLES[task]}, mean metric [%]")
     axes[1].set(xlabel="linear parameters of the encoder left [%]")
@@ -75,18 +76,27 @@ def _draw(records: Records, task: str, folder: Path) -> Path:
     return save(drawn, folder / _file(task))
 
 
-def _points(records: Records, task: str, row: str) -> list[dict[str, float]]:
-    """Score, latency and share left of the timed runs of a row with seed 0."""
-    found = [
-        {
-            "score": score(record),
-            "latency": record["latency"]["relative"],
-            "left": 100 * (1 - record["removed_share"]),
-        }
-        for record in records.values()
-        if _is(record, task, row) and "latency" in record
-    ]
-    return sorted(found, key=lambda point: point["left"])
+def _runs(records: Records, task: str, row: str) -> list[Mapping[str, Any]]:
+    """Those of a row with seed 0."""
+    return [record for record in records.values() if _is(record, task, row)]
+
+
+def _latency(record: Mapping[str, Any]) -> float | None:
+    """Relative to the dense file; None if it was not timed."""
+    return record["latency"]["relative"] if "latency" in record else None
+
+
+def _left(record: Mapping[str, Any]) -> float:
+    """Share of the encoder's linear parameters [%]."""
+    return 100.0 * (1.0 - record["removed_share"])
+
+
+def _is_timed(records: Records, task: str) -> bool:
+    return any(
+        _latency(record) is not None
+        for row in CHOICES
+        for record in _runs(records, task, row)
+    )
 
 
 def _is(record: Mapping[str, Any], task: str, row: str) -> bool:
