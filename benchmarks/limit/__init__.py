@@ -60,7 +60,7 @@ def _cell(model: str, removed: int, batch: int, tokens: int, threads: int) -> Ce
 def variants(parameters: Parameters) -> tuple[str, ...]:
     """What is measured in a cell.
 
-    FineGates with all of its gathers is measured where the README shows it; where the
+    FineGates with all of its gathers is measured where the plot shows it; where the
     model is large, for one share of it.
     """
     model, removed = parameters["model"], parameters["removed"]
