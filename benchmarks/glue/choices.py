@@ -76,7 +76,7 @@ def _draw(records: Records, task: str, folder: Path) -> Path:
     return save(drawn, folder / _file(task))
 
 
-def _runs(records: Records, task: str, row: str) -> list[Mapping[str, Any]]:
+def _runs(records: Records, task: str, row: str) -> list[dict[str, Any]]:
     """Those of a row with seed 0."""
     return [record for record in records.values() if _is(record, task, row)]
 
