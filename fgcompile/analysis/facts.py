@@ -5,7 +5,8 @@ all elements of a unit equal, NaN where they vary.
 
 Rules:
 (1) A vector parameter is constant everywhere; of other parameters, slices of zeros.
-(2) Movement carries constants; what comes from elsewhere varies.
+(2) Movement carries constants; what comes from elsewhere varies, and what is padded
+    with zeros is constant only if it is zero.
 (3) An elementwise operator is run on the constants themselves, and on buffers. What
     any of its operands varies at varies, unless a zero annihilates a product, or it
     is the same whether a mask is set there or not.
@@ -27,6 +28,7 @@ from torch.fx import Node
 from fgcompile.analysis.execution import constant_tensors, run_either_way
 from fgcompile.analysis.steps import Align, Array, Flow, Move, Slot
 from fgcompile.program import Program, arguments, without_repeats
+from fgcompile.rules.movement import adds_zeros
 from fgcompile.rules.shapes import tensor_of
 
 
@@ -120,6 +122,9 @@ def _move(step: Move, constants: Constants) -> None:
         target = constants.planes[link.target][link.target_plane]
         here = (link.index >= 0) & np.isnan(target)
         target[here] = source[link.index[here]]
+        if adds_zeros(step.node):
+            # The same constant is not in all places.
+            target[target != 0] = np.nan
     if all(constants.zero[v] for v in step.operands) and not _adds_elements(step):
         for v in step.outputs:
             constants.zero[v] = True

@@ -194,10 +194,34 @@ def _pad(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
     return [torch.constant_pad_nd(plane, pad, -1)]
 
 
+def adds_zeros(node: Node) -> bool:
+    """Whether a movement operator fills places that no element comes to with zeros."""
+    a = arguments(node)
+    amounts = a.get("pad", a.get("padding", ()))
+    some = any(not isinstance(amount, int) or amount > 0 for amount in amounts)
+    return some and a.get("mode", "constant") == "constant"
+
+
 @movement("aten::pixel_shuffle", "aten::pixel_unshuffle", "aten::channel_shuffle")
 def _whole(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
     moved = _collapse(_call(node, plane.expand(hidden_shape(_source(node)))))
     return [moved]
+
+
+@movement("aten::unfold")
+def _windows(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
+    if plane.shape[a["dimension"]] > 1:
+        raise ImmovableError("windows along its dim overlap")
+    return [plane.unsqueeze(-1)]
+
+
+@movement("aten::im2col")
+def _patches(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
+    if plane.shape[-1] > 1 or plane.shape[-2] > 1:
+        raise ImmovableError("patches overlap")
+    # A patch is a column, in which each channel has its positions beside each other.
+    positions = math.prod(a["kernel_size"]) if plane.shape[-3] > 1 else 1
+    return [plane.squeeze(-1).repeat_interleave(positions, -2)]
 
 
 @movement("aten::index")

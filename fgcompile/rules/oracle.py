@@ -402,9 +402,11 @@ def _check_zero_safe(call: _Call, operand: Any) -> None:
 def _check_movement(call: _Call) -> None:
     source = next(iter(call.tensors))
     tensor = call.tensors[source]
-    # Padding is filled with zeros, which are no position.
-    positions = torch.arange(1, tensor.numel() + 1).reshape(tensor.shape)
-    origins = call.run({source: positions})
+    # Padding is filled with zeros, which are no position. Some operators move floating
+    # point only.
+    positions = torch.arange(1, tensor.numel() + 1, dtype=torch.float64)
+    results = call.run({source: positions.reshape(tensor.shape)})
+    origins = [result.long() for result in results]
     refused = 0
     for dim, size in enumerate(tensor.shape):
         shape = [1] * tensor.dim()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from dataclasses import replace
 
 from torch.fx import Node
 
@@ -14,26 +14,32 @@ from fgcompile.rules.shapes import tensor_of
 
 @dim_rule("aten::sum", "aten::mean", "aten::linalg_vector_norm")
 def zero_safe_reduction(node: Node) -> DimRule:
-    """Sums: a zero adds nothing. Means too, once divided by the original count."""
-    a = arguments(node)
-    return _reduce(node, a.get("dim"), a.get("keepdim", False), zero_safe=True)
+    """Sums: a zero adds nothing. Means too, once divided by the original count.
+
+    Norms of a negative order look for the smallest, where a zero counts.
+    """
+    return _reduce(node, zero_safe=arguments(node).get("ord", 2) >= 0)
 
 
-@dim_rule("aten::amax", "aten::amin", "aten::var", "aten::std", "aten::logsumexp")
-@dim_rule("aten::prod.dim_int", "aten::any.dim", "aten::all.dim", "aten::argmax")
-@dim_rule("aten::max.dim", "aten::min.dim", "aten::argmin", "aten::var_mean")
+@dim_rule("aten::amax", "aten::amin", "aten::var", "aten::std", "aten::prod.dim_int")
+@dim_rule("aten::any.dim", "aten::all.dim")
+def whole_row_reduction_of_zeros(node: Node) -> DimRule:
+    """Reductions in which a zero counts, and that make a zero of nothing but zeros."""
+    return replace(_reduce(node, zero_safe=False), annihilators=(0,))
+
+
+@dim_rule("aten::max.dim", "aten::min.dim", "aten::argmax", "aten::argmin")
+@dim_rule("aten::var_mean", "aten::logsumexp", "aten::aminmax", "aten::mode")
+@dim_rule("aten::median", "aten::nanmedian", "aten::kthvalue")
 def whole_row_reduction(node: Node) -> DimRule:
     """Reductions in which a zero counts: the reduced dims stay whole."""
-    a = arguments(node)
-    outputs = len(node.target._schema.returns)  # type: ignore[union-attr]
-    return _reduce(
-        node, a.get("dim"), a.get("keepdim", False), zero_safe=False, outputs=outputs
-    )
+    return _reduce(node, zero_safe=False)
 
 
 @dim_rule("aten::softmax", "aten::log_softmax", "aten::_softmax", "aten::cumsum")
 @dim_rule("aten::sort", "aten::topk", "aten::argsort", "aten::cumprod")
-@dim_rule("aten::_safe_softmax")
+@dim_rule("aten::_safe_softmax", "aten::cummax", "aten::cummin")
+@dim_rule("aten::logcumsumexp")
 def along_one_dim(node: Node) -> DimRule:
     """Operators that compare or accumulate along one dim, which stays whole."""
     a = arguments(node)
@@ -76,10 +82,9 @@ def pooling(node: Node) -> DimRule:
     )
 
 
-def _reduce(
-    node: Node, dim: Any, keepdim: bool, *, zero_safe: bool, outputs: int = 1
-) -> DimRule:
-    names = _names(node)
+def _reduce(node: Node, *, zero_safe: bool) -> DimRule:
+    a, names = arguments(node), _names(node)
+    dim, keepdim = a.get("dim"), a.get("keepdim", False)
     if dim is None or dim == []:
         reduced = set(range(len(names)))
     else:
@@ -96,7 +101,7 @@ def _reduce(
         operands=(_first(node),),
         zero_safe=zero_safe,
         pinned=pinned,
-        outputs=outputs,
+        outputs=len(node.target._schema.returns),  # type: ignore[union-attr]
     )
 
 

@@ -26,6 +26,13 @@ def ranking(b: Builder) -> None:
         lambda x: x.min(dim, keepdim=True)[0],
         lambda x: x.sort(dim, descending=True)[0],
         lambda x: x.argmax(dim, keepdim=True) + x,
+        lambda x: x.median(dim, keepdim=True)[0],
+        lambda x: x.nanmedian(dim, keepdim=True)[0],
+        lambda x: x.mode(dim, keepdim=True)[0],
+        lambda x: x.kthvalue(1, dim, keepdim=True)[0],
+        lambda x: x.aminmax(dim=dim, keepdim=True)[1] + x,
+        lambda x: x.cummax(dim)[0],
+        lambda x: x.cummin(dim)[0],
     )
     b.add(Apply(b.choose(functions)), x)
 
@@ -40,9 +47,23 @@ def statistics(b: Builder) -> None:
         lambda x: torch.stack(torch.var_mean(x, dim, keepdim=True)).sum(0),
         lambda x: x.prod(dim, keepdim=True),
         lambda x: x.cumprod(dim),
+        lambda x: x.logcumsumexp(dim),
+        lambda x: x.amax(dim, keepdim=True),
         lambda x: aten._safe_softmax(x, dim),
         lambda x: torch.where((x > 1).any(dim, keepdim=True), x, 0.5 * x),
         lambda x: torch.where((x > -1).all(dim, keepdim=True), x, 0.5 * x),
+    )
+    b.add(Apply(b.choose(functions)), x)
+
+
+@op()
+def windows(b: Builder) -> None:
+    """More places along one dim, or the same in windows."""
+    x = b.value(lambda s: len(s) >= 2)
+    place = b.pick(len(b.shape(x)) - 1)
+    functions: tuple[Callable[[Tensor], Tensor], ...] = (
+        lambda x: F.pad(x, [0, 0] * place + [1, 1]),
+        lambda x: x.unfold(-1 - place, 1, 1).sum(-1),
     )
     b.add(Apply(b.choose(functions)), x)
 
@@ -157,6 +178,7 @@ def resampling(b: Builder) -> None:
             lambda x: F.interpolate(x, size=(4, 4), mode="bicubic", antialias=True),
             lambda x: F.max_pool2d(x, 2, return_indices=True)[0],
             lambda x: F.instance_norm(x),
+            lambda x: F.unfold(x, 2, padding=1),
         )
     )
     if b.pick(4) == 3:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fgcompile.analysis.facts import Constants, find_constants
 from fgcompile.analysis.flow import trace_planes
@@ -167,6 +168,55 @@ def test_channels_leave_through_padding_that_copies_positions(mode: Any) -> None
     zero(first.weight, 0, 1, 4)
     found = sizes(nn.Sequential(first, second), 3, 2, 7)
     assert found == {"0.weight": (4, 2, 3), "1.weight": (4, 4, 3)}
+
+
+@pytest.mark.parametrize(
+    ("function", "width"),
+    [
+        pytest.param(lambda h: h.amax(1), 6, id="amax"),
+        pytest.param(lambda h: h.std(1, keepdim=True), 6, id="std"),
+        pytest.param(lambda h: h.prod(1), 6, id="prod"),
+        pytest.param(lambda h: h.unfold(1, 3, 2).sum(-1), 6, id="unfold"),
+        pytest.param(lambda h: h.unfold(1, 3, 2).flatten(2), 18, id="unfold, flat"),
+        pytest.param(lambda h: patches(h).mT, 24, id="im2col"),
+        pytest.param(lambda h: functional.pad(h, (0, 0, 1, 1)), 6, id="pad"),
+        pytest.param(lambda h: functional.pad(h, (0, 0, -1, 1)), 6, id="shift"),
+    ],
+)
+def test_units_leave_through_what_takes_their_zeros_along(
+    function: Callable[[Tensor], Tensor], width: int
+) -> None:
+    model = Mlp(Function(function), bias=False)
+    model.down = nn.Linear(width, 3, bias=False)
+    zero(model.up.weight, 0, 2, 3)
+    kept = {"up.weight": (4, 4), "down.weight": (3, width * 4 // 6)}
+    assert sizes(model, 5, 8, 4) == kept
+
+
+def patches(hidden: Tensor) -> Tensor:
+    """Channels of 4 x 2 positions, in patches of 2 x 2 that start outside."""
+    return functional.unfold(hidden.mT.unflatten(2, (4, 2)), 2, padding=1)
+
+
+@pytest.mark.parametrize(
+    ("op", "function"),
+    [
+        pytest.param("pad", lambda h: functional.pad(h, (0, 0, 1, 1)), id="pad"),
+        pytest.param("im2col", patches, id="im2col"),
+    ],
+)
+def test_a_constant_beside_padded_zeros_is_none(
+    op: str, function: Callable[[Tensor], Tensor]
+) -> None:
+    def model(inner: Callable[[Tensor], Tensor]) -> nn.Module:
+        linear = nn.Linear(4, 6, bias=False)
+        zero(linear.weight, 0, 2)
+        return nn.Sequential(linear, Function(inner))
+
+    found = constants_of(model(lambda h: function(torch.sigmoid(h))), op, 5, 8, 4)
+    assert np.isnan(found).all()
+    found = constants_of(model(lambda h: function(torch.tanh(h))), op, 5, 8, 4)
+    assert (found == 0).sum() == len(found) // 6
 
 
 def test_a_choice_between_numbers_that_differ_varies() -> None:

@@ -248,6 +248,12 @@ MUTANTS = (
         models.padded,
     ),
     Mutant(
+        "rows of zeros are taken for the constant in the rows beside them",
+        f"{FACTS}:adds_zeros",
+        returning(False),
+        models.padded_rows,
+    ),
+    Mutant(
         "what stands beside zeros is taken for zero",
         f"{FACTS}:_adds_elements",
         returning(False),
@@ -340,7 +346,7 @@ MUTANTS = (
     ),
     Mutant(
         "a maximum is taken to skip zeros",
-        f"{RULES}.reduction:whole_row_reduction",
+        f"{RULES}.reduction:whole_row_reduction_of_zeros",
         _changed_rule(pinned={}, kind="reduction"),
         models.maximum,
     ),

@@ -306,6 +306,20 @@ def padded_zeros() -> Case:
     return model, _tokens()
 
 
+class PaddedRows(Mlp):
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.pad(torch.sigmoid(self.up(self.into(x))), (0, 0, 1, 1))
+        return self.down(y)
+
+
+def padded_rows() -> Case:
+    """Rows of zeros are padded to units, some of which are one half elsewhere."""
+    model = _seeded(PaddedRows)
+    zero(model.up.weight, 1, 4)
+    zero(model.up.bias, 1, 4)
+    return model, _tokens()
+
+
 class Chosen(nn.Module):
     """A scaled map beside a function of the input."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,6 +45,7 @@ def example(name: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         "addmm": ("", (t(5), t(3, 4), t(4, 5))),
         "addmv": ("", (t(3), t(3, 4), t(4))),
         "all": ("dim", (mask, 1)),
+        "aminmax": ("", (x,)),
         "alpha_dropout": ("", (x, 0.1, False)),
         "amax": ("", (x, [1])),
         "amin": ("", (x, [1])),
@@ -66,6 +68,8 @@ def example(name: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         "conv3d": ("", (t(2, 3, 4, 4, 4), t(5, 3, 2, 2, 2), t(5))),
         "conv_transpose1d": ("", (t(2, 3, 4), t(3, 5, 2), t(5))),
         "conv_transpose2d": ("input", (image, t(4, 3, 2, 2), t(3))),
+        "cummax": ("", (x, 1)),
+        "cummin": ("", (x, 1)),
         "cumprod": ("", (x, 1)),
         "cumsum": ("", (x, 1)),
         "div": ("Tensor", (x, t(4).abs() + 1)),
@@ -79,10 +83,12 @@ def example(name: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         "gather": ("", (t(4, 3), 0, torch.tensor([[1, 0, 2], [3, 3, 0]]))),
         "group_norm": ("", (image, 2, t(4), t(4))),
         "instance_norm": ("", (image, t(4), t(4), None, None, True, 0.1, 1e-5, False)),
+        "kthvalue": ("", (x, 2, 1)),
         "layer_norm": ("", (x, [3, 4], t(3, 4), t(3, 4))),
         "linalg_vector_norm": ("", (x, 2, [1])),
         "linear": ("", (x, t(5, 4), t(5))),
         "log_softmax": ("int", (x, 1)),
+        "logcumsumexp": ("", (x, 1)),
         "logical_and": ("", (x > 0, mask)),
         "logsumexp": ("", (x, [1])),
         "masked_fill": ("Scalar", (x, mask, 0.0)),
@@ -93,10 +99,13 @@ def example(name: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         "max_pool2d_with_indices": ("", (image, [2, 2])),
         "max_pool3d_with_indices": ("", (volume, [2, 2, 2])),
         "mean": ("dim", (x, [1, 2])),
+        "median": ("dim", (x, 1)),
         "min": ("dim", (x, 1)),
         "mm": ("", (t(3, 4), t(4, 5))),
+        "mode": ("", (x, 1)),
         "mul": ("Tensor", (x, t(3, 1))),
         "mv": ("", (t(3, 4), t(4))),
+        "nanmedian": ("dim", (x, 1)),
         "ones_like": ("", (x,)),
         "prod": ("dim_int", (x, 1)),
         "rms_norm": ("", (x, [4], t(4), 1e-5)),
@@ -149,6 +158,7 @@ def example(name: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         "diagonal": ("", (x,)),
         "flatten": ("using_ints", (x, 1)),
         "flip": ("", (x, [1])),
+        "im2col": ("", (image, [2, 3], [1, 1], [0, 0], [2, 1])),
         "index": ("Tensor", (x, [None, torch.tensor([2, 0, 1, 1])])),
         "index_select": ("", (x, 2, torch.tensor([3, 0]))),
         "mT": ("", (x,)),
@@ -177,6 +187,7 @@ def example(name: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         "transpose": ("int", (x, 1, 2)),
         "unbind": ("int", (x, 1)),
         "unflatten": ("int", (x, 2, [2, 2])),
+        "unfold": ("", (x, 1, 2, 1)),
         "unsafe_chunk": ("", (x, 2, 2)),
         "unsafe_split": ("Tensor", (x, 3, 2)),
         "unsqueeze": ("", (x, 1)),
@@ -212,6 +223,21 @@ def test_pooling_without_a_batch_keeps_the_channels_apart() -> None:
     same_size = {"stride": [1, 1], "padding": [1, 1]}
     check_rule(torch.ops.aten.max_pool2d.default, t(3, 4, 5), [3, 3], **same_size)
     check_rule(torch.ops.aten.avg_pool1d.default, t(3, 4), [3], [1], [1])
+
+
+@pytest.mark.parametrize("order", [-math.inf, -1, 0, 0.5, 2, math.inf])
+def test_zeros_count_where_a_norm_looks_for_the_smallest(order: float) -> None:
+    check_rule(torch.ops.aten.linalg_vector_norm.default, t(2, 3, 4), order, [1])
+
+
+def test_reductions_of_everything_and_those_that_keep_the_dim() -> None:
+    aten, x = torch.ops.aten, t(2, 3, 4)
+    for op in (aten.median.default, aten.nanmedian.default, aten.sum.default):
+        check_rule(op, x)
+    for op in (aten.aminmax.default, aten.mode.default, aten.median.dim):
+        keywords = {"dim": -1, "keepdim": True}
+        check_rule(op, x, **keywords)
+    check_rule(aten.kthvalue.default, x, 2)
 
 
 def test_a_call_without_a_rule_is_an_error_that_says_so() -> None:
