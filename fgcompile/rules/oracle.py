@@ -307,6 +307,8 @@ def _check_zeros(call: _Call, rule: DimRule) -> None:
                 _check_zero(call, layout, position, mask, where, added)
     if rule.zero_safe:
         _check_zero_safe(call, operands[0])
+    if rule.kind == "pointwise":
+        _check_alike(call)
 
 
 def _check_zero(
@@ -396,6 +398,24 @@ def _check_zero_safe(call: _Call, operand: Any) -> None:
                 None,
                 f"a zero at dim {dim} cannot leave: the result is no sum or mean",
                 "Set zero_safe=False, or pin the dims that are reduced.",
+            )
+
+
+def _check_alike(call: _Call) -> None:
+    """An elementwise operator makes the same of the same, wherever it is."""
+    same = {
+        operand: tensor.flatten()[:1].expand(tensor.shape)
+        for operand, tensor in call.tensors.items()
+    }
+    for k, result in enumerate(call.run(same)):
+        wrong = _moved(result.flatten()[:1].expand(result.shape), result)
+        if bool(wrong.any()):
+            _fail(
+                call,
+                None,
+                f"output {k} differs at {_first(wrong)} though all elements of the "
+                "operands are alike",
+                'It depends on places: it is no "pointwise", but "mixing".',
             )
 
 

@@ -68,7 +68,7 @@ def triangle(node: Node) -> DimRule:
     reason = "which elements of it are kept depends on their places"
     return DimRule(
         "... i j -> ... i j",
-        kind="pointwise",
+        kind="mixing",
         operands=(node.args[0],),  # type: ignore[arg-type]
         annihilators=(0,),
         pinned={"i": reason, "j": reason},

@@ -203,6 +203,7 @@ def patches(hidden: Tensor) -> Tensor:
     [
         pytest.param("pad", lambda h: functional.pad(h, (0, 0, 1, 1)), id="pad"),
         pytest.param("im2col", patches, id="im2col"),
+        pytest.param("tril", lambda h: h.mT.tril(), id="tril"),
     ],
 )
 def test_a_constant_beside_padded_zeros_is_none(

@@ -298,6 +298,18 @@ def test_a_sum_that_counts_zeros_is_found(rule_of: Any) -> None:
         check_rule(torch.ops.aten.logsumexp.default, t(2, 3), [1])
 
 
+def test_an_operator_that_depends_on_places_is_found(rule_of: Any) -> None:
+    rule_of("aten::triu", DimRule("b t -> b t", kind="pointwise", annihilators=(0,)))
+    with pytest.raises(CouplingError) as caught:
+        check_rule(torch.ops.aten.triu.default, t(2, 3))
+    assert str(caught.value) == (
+        "the rule of aten.triu.default is wrong\n"
+        "  output 0 differs at [1, 0] though all elements of the operands are alike\n"
+        "  operands are [2, 3]\n"
+        '  It depends on places: it is no "pointwise", but "mixing".'
+    )
+
+
 def test_a_forgotten_group_is_found(rule_of: Any) -> None:
     rule_of("aten::conv1d", DimRule("b i _, o i _ -> b o _"))
     image, weight = t(2, 4, 5), t(6, 2, 3)
