@@ -17,7 +17,12 @@ from torch.fx import Node
 
 from fgcompile.program import arguments
 from fgcompile.rules.registry import operand
-from fgcompile.rules.shapes import hidden_shape, hidden_size, tensor_of
+from fgcompile.rules.shapes import (
+    hidden_shape,
+    hidden_size,
+    tensor_of,
+    trial_shapes,
+)
 
 
 class ImmovableError(Exception):
@@ -82,8 +87,38 @@ def _squeeze(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
 @movement("aten::view", "aten::reshape", "aten::_unsafe_view", "aten::flatten")
 @movement("aten::unflatten", "aten::view_as", "aten::reshape_as")
 def _reshape(node: Node, a: dict[str, Any], plane: Tensor) -> list[Tensor]:
-    before, after = hidden_shape(_source(node)), hidden_shape(_target(node))
-    return [reshape_plane(plane, before, after)]
+    source, target = _source(node), _target(node)
+    moved = reshape_plane(plane, hidden_shape(source), hidden_shape(target))
+    if any(map(_holds_both, (*source.shape, *target.shape))):
+        _check_places(plane, moved, source, target)
+    return [moved]
+
+
+def _holds_both(size: Any) -> bool:
+    """Whether a dim holds units and a dynamic size."""
+    return not isinstance(size, int) and hidden_size(size) > 1
+
+
+def _check_places(plane: Tensor, moved: Tensor, source: Tensor, target: Tensor) -> None:
+    """In a dim that holds a dynamic size too, units lie beside each other.
+
+    The plane says nothing of their order there: it is this one for all operators.
+    """
+    before, after = (
+        _spread(p, shape)
+        for p, shape in zip((plane, moved), trial_shapes(source, target), strict=True)
+    )
+    # Sizes that only fit each other if they are multiples of something may not do so.
+    if not torch.equal(before.flatten(), after.flatten()):
+        raise ImmovableError("its units lie apart in a dim with a dynamic size")
+
+
+def _spread(plane: Tensor, shape: list[int]) -> Tensor:
+    """`plane` at every element of a tensor of `shape`."""
+    for dim, size in enumerate(shape):
+        places = torch.arange(size) % plane.shape[dim]
+        plane = plane.index_select(dim, places)
+    return plane
 
 
 def reshape_plane(

@@ -27,6 +27,18 @@ def hidden_shape(value: torch.Tensor) -> tuple[int, ...]:
     return tuple(map(hidden_size, value.shape))
 
 
+def trial_shapes(*values: torch.Tensor) -> list[list[int]]:
+    """The shapes of values with small numbers in them, a prime for every symbol."""
+    sizes: list[Any] = [size for value in values for size in value.shape]
+    dynamic = [size.node.expr for size in sizes if not isinstance(size, int)]
+    symbols = sorted(set().union(*(e.free_symbols for e in dynamic)), key=str)
+    primes = {symbol: sympy.prime(k + 2) for k, symbol in enumerate(symbols)}
+    return [
+        [s if isinstance(s, int) else int(s.node.expr.subs(primes)) for s in v.shape]
+        for v in values
+    ]
+
+
 def tensor_of(node: Node) -> torch.Tensor | None:
     """The fake tensor that a node computes, None if it computes something else."""
     value = node.meta.get("val")

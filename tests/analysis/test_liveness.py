@@ -193,6 +193,28 @@ def test_units_leave_through_what_takes_their_zeros_along(
     assert sizes(model, 5, 8, 4) == kept
 
 
+@pytest.mark.parametrize(
+    ("function", "kept"),
+    [
+        pytest.param(lambda h: h.flatten(0, 1), 4, id="rows"),
+        pytest.param(lambda h: h.flatten(1).unflatten(1, (-1, 6)), 4, id="and back"),
+        pytest.param(lambda h: h.mT.flatten(1).unflatten(1, (-1, 6)), 6, id="mixed"),
+        pytest.param(
+            lambda h: h.unflatten(2, (3, 2)).transpose(1, 2).flatten(0, 1).sum(2),
+            4,
+            id="heads in the batch",
+        ),
+    ],
+)
+def test_units_in_a_dim_with_a_dynamic_size_lie_beside_each_other(
+    function: Callable[[Tensor], Tensor], kept: int
+) -> None:
+    linear = nn.Linear(4, 6, bias=False)
+    zero(linear.weight, 0, 2, 3)
+    found = sizes(nn.Sequential(linear, Function(function)), 5, 8, 4)
+    assert found == {"0.weight": (kept, 4)}
+
+
 def patches(hidden: Tensor) -> Tensor:
     """Channels of 4 x 2 positions, in patches of 2 x 2 that start outside."""
     return functional.unfold(hidden.mT.unflatten(2, (4, 2)), 2, padding=1)
