@@ -43,7 +43,28 @@ def choices(records: Records) -> str:
         for task in CHOICE_TASKS
         if _is_timed(records, task)
     ]
-    return "\n".join([_INTRO, table(heads, rows, left=2), *shown])
+    sums = [_against(records, row) for row in CHOICES[1:]]
+    parts = [_INTRO, table(heads, rows, left=2), *filter(None, sums), *shown]
+    return "\n".join(parts)
+
+
+def _against(records: Records, peer: str) -> str:
+    """How ours does beside a peer, over what both have been run at."""
+    pairs = [
+        (records[ours], records[theirs])
+        for task in CHOICE_TASKS
+        for level in CHOICE_LEVELS
+        for ours, theirs in [[Job(task, r, level).name for r in (CHOICES[0], peer)]]
+        if ours in records and theirs in records
+    ]
+    if not pairs:
+        return ""
+    gains = [score(ours) - score(theirs) for ours, theirs in pairs]
+    ahead = sum(gain > 0 for gain in gains)
+    return (
+        f"Beside {ROWS[peer].title}, gates are ahead in {ahead} of {len(gains)} of "
+        f"these, by {sum(gains) / len(gains):+.1f} points on average; one seed each.\n"
+    )
 
 
 def _cell(records: Records, task: str, row: str, level: float) -> str:

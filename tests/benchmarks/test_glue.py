@@ -169,6 +169,7 @@ def test_what_was_timed_is_drawn(tmp_path: Path) -> None:
     assert "shared gates, distilled" in text
     assert "full fine-tuning, int8 weights" in text
     assert "(benchmarks/glue-mrpc.svg)" in markdown(found)
+    assert "gates are ahead in 0 of 6 of these, by +0.0 points" in markdown(found)
     assert "glue-cola" not in markdown(found)
 
 
