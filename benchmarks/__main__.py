@@ -94,7 +94,10 @@ def _temporary() -> Path:
 
 @app.command()
 def table() -> None:
-    """Write the tables and plots of all results into docs/ and the README."""
+    """Write docs/benchmarks.md with its plots, and the tables of the README.
+
+    Others write their own pages: `run glue --table docs/glue.md`, `run stories --page`.
+    """
     for file in pages.write_all():
         print(file)
 

@@ -165,7 +165,7 @@ def test_what_was_timed_is_drawn(tmp_path: Path) -> None:
     assert file == tmp_path / "glue-mrpc.svg"
     text = file.read_text(encoding="utf-8")
     assert "Torch-Pruning, Taylor" in text
-    # Over size at least.
+    # Without a latency it is drawn over size.
     assert "shared gates, distilled" in text
     assert "full fine-tuning, int8 weights" in text
     assert "(benchmarks/glue-mrpc.svg)" in markdown(found)

@@ -168,6 +168,11 @@ def mean() -> Case:
     return _stacked(lambda: lambda y: y * y.mean(-1, keepdim=True), 1, 4, 6)
 
 
+def padded_rows() -> Case:
+    """Rows of zeros are padded to units, some of which are one half elsewhere."""
+    return _stacked(lambda: lambda y: F.pad(y.sigmoid(), (0, 0, 1, 1)), 1, 4)
+
+
 def maximum() -> Case:
     """A maximum counts zeros."""
     return _stacked(lambda: lambda y: y * (-y.abs()).amax(-1, keepdim=True).exp(), 1, 4)
@@ -301,20 +306,6 @@ class PaddedZeros(Padded):
 def padded_zeros() -> Case:
     """Zeros are padded in front of units, some of which are dead."""
     model = _seeded(PaddedZeros)
-    zero(model.up.weight, 1, 4)
-    zero(model.up.bias, 1, 4)
-    return model, _tokens()
-
-
-class PaddedRows(Mlp):
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.pad(torch.sigmoid(self.up(self.into(x))), (0, 0, 1, 1))
-        return self.down(y)
-
-
-def padded_rows() -> Case:
-    """Rows of zeros are padded to units, some of which are one half elsewhere."""
-    model = _seeded(PaddedRows)
     zero(model.up.weight, 1, 4)
     zero(model.up.bias, 1, 4)
     return model, _tokens()
