@@ -16,6 +16,7 @@ from fgcompile.gates.hooks import (
     BeginHook,
     GateHook,
     InputHook,
+    InputResetHook,
     OutputHook,
     ParameterHook,
     ParameterResetHook,
@@ -166,6 +167,8 @@ def _parameter(module: nn.Module, site: GateSite) -> tuple[nn.Module, str]:
 def _register(module: nn.Module, hook: GateHook) -> None:
     if isinstance(hook, (InputHook, WatchHook)):
         module.register_forward_pre_hook(hook, with_kwargs=True)
+        if isinstance(hook, InputHook):
+            module.register_forward_hook(InputResetHook(hook), always_call=True)
     elif isinstance(hook, OutputHook):
         module.register_forward_hook(hook)
     elif isinstance(hook, PenaltyHook):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fgcompile.errors import GateError
 from fgcompile.gates.container import GateContainer, Site
 from fgcompile.gates.kurtosis import Watched
+from fgcompile.gates.linear import costs_less_on_weight, gated_weight
 
 
 class GateHook:
@@ -38,6 +39,7 @@ class InputHook(GateHook):
         """
         self.site = site
         self.position, self.keyword = _argument(module, name, site)
+        self.shown: Any = None
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -45,13 +47,42 @@ class InputHook(GateHook):
         """The arguments, with one of them gated."""
         at = self.position
         if at is not None and at < len(args):
-            gated = self.site.apply_to(args[at])
+            gated = self._gated(module, args[at])
             return (*args[:at], gated, *args[at + 1 :]), kwargs
         if self.keyword not in kwargs:
             raise GateError(
                 f"{self.site.label} is gated, but the module was called without it"
             )
-        return args, kwargs | {self.keyword: self.site.apply_to(kwargs[self.keyword])}
+        gated = self._gated(module, kwargs[self.keyword])
+        return args, kwargs | {self.keyword: gated}
+
+    def _gated(self, module: nn.Module, x: Any) -> Any:
+        """The gated argument; as it is if the weight that it meets is gated."""
+        if not costs_less_on_weight(module, x, self.site.dim):
+            return self.site.apply_to(x)
+        weight = module._parameters["weight"]
+        assert weight is not None
+        self.shown = gated_weight(weight, self.site.factors())
+        vars(module)["weight"] = self.shown
+        return x
+
+    def reset(self, module: nn.Module) -> None:
+        """Show the weight again."""
+        if self.shown is not None and vars(module).get("weight") is self.shown:
+            del vars(module)["weight"]
+        self.shown = None
+
+
+class InputResetHook(GateHook):
+    """The forward hook that belongs to an InputHook; also runs after an error."""
+
+    def __init__(self, before: InputHook) -> None:
+        """Undoes `before`."""
+        self.before = before
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        """After the forward: show the weight again."""
+        self.before.reset(module)
 
 
 def _argument(module: nn.Module, name: str, site: Site) -> tuple[int | None, str]:

@@ -234,9 +234,13 @@ class BudgetObjective(Objective):
         share = self.budget.evenness * self._even_share(units)
         parts = []
         for score in worth.split(units.sizes):
-            rank = score.argsort(descending=True, stable=True).argsort()
+            order = score.argsort(descending=True, stable=True)
             # Rounded down, so that no group of few units breaks the budget.
-            parts.append(rank < (share * len(score) + 1e-6).floor())
+            best = (
+                torch.arange(len(score), device=score.device)
+                < (share * len(score) + 1e-6).floor()
+            )
+            parts.append(torch.empty_like(best).scatter(0, order, best))
         return torch.cat(parts)
 
     def _even_share(self, units: Flat) -> Tensor:

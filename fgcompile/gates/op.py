@@ -47,7 +47,7 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
     x, z = ctx.saved_tensors
     # Only the plain form can be differentiated again.
-    both = _both if torch.is_grad_enabled() else gate_backward
+    both = multiply_and_sum_plainly if torch.is_grad_enabled() else gate_backward
     if all(ctx.needs_input_grad[:2]):
         grad_x, slope = both(grad, x, z, ctx.dim)
         return grad_x, slope.to(z.dtype), None
@@ -75,26 +75,45 @@ def gate_backward(
     Returns:
         Like `grad`; and float32 (float64 for float64), shape `[x.shape[dim]]`.
     """
-    last = dim % x.dim() == x.dim() - 1
-    if not last or x.device.type != "cpu" or x.dtype not in _EXACT:
-        return _both(grad, x, z, dim)
-    size = x.shape[-1]
-    grad_x, factors = (
-        torch.empty_like(x, memory_format=torch.contiguous_format),
-        z.to(x.dtype),
-    )
-    rows = [value.reshape(-1, size).split(BLOCK) for value in (grad, x, grad_x)]
-    total = x.new_zeros(min(BLOCK, x.numel() // max(size, 1)), size)
-    for one, other, out in zip(*rows, strict=True):
-        total[: len(one)].addcmul_(one, other)
-        torch.mul(one, factors, out=out)
-    return grad_x, total.sum(0)
+    if dim % x.dim() == x.dim() - 1:
+        return multiply_and_sum(grad, x, z)
+    return multiply_and_sum_plainly(grad, x, z, dim)
 
 
 @gate_backward.register_fake
 def _(grad: Tensor, x: Tensor, z: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     slope = x.new_empty(x.shape[dim], dtype=_sum_dtype(x))
     return torch.empty_like(grad, memory_format=torch.contiguous_format), slope
+
+
+def multiply_and_sum(
+    grad: Tensor, x: Tensor, z: Tensor, overwrite: bool = False
+) -> tuple[Tensor, Tensor]:
+    """`grad * z`, and the sum of `grad * x` over all dims but the last, in blocks.
+
+    Args:
+        grad: Like `x`. No result can be differentiated.
+        x: Value of any shape.
+        z: Factors of its last dim.
+        overwrite: Whether the product may take the place of `grad`.
+
+    Returns:
+        Like `grad`; and float32 (float64 for float64), shape `[x.shape[-1]]`.
+    """
+    if x.device.type != "cpu" or x.dtype not in _EXACT:
+        return multiply_and_sum_plainly(grad, x, z, -1)
+    size = x.shape[-1]
+    if not (overwrite and grad.is_contiguous()):
+        grad_x = torch.empty_like(grad, memory_format=torch.contiguous_format)
+    else:
+        grad_x = grad
+    factors = z.to(x.dtype)
+    rows = [value.reshape(-1, size).split(BLOCK) for value in (grad, x, grad_x)]
+    total = x.new_zeros(min(BLOCK, x.numel() // max(size, 1)), size)
+    for one, other, out in zip(*rows, strict=True):
+        total[: len(one)].addcmul_(one, other)
+        torch.mul(one, factors, out=out)
+    return grad_x, total.sum(0)
 
 
 _EXACT = (torch.float32, torch.float64)
@@ -107,7 +126,10 @@ def _along(z: Tensor, x: Tensor, dim: int) -> Tensor:
     return z.to(x.dtype).view(shape)
 
 
-def _both(grad: Tensor, x: Tensor, z: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+def multiply_and_sum_plainly(
+    grad: Tensor, x: Tensor, z: Tensor, dim: int
+) -> tuple[Tensor, Tensor]:
+    """The same for any `dim`; can be differentiated."""
     scaled = (grad * _along(z, grad, dim)).contiguous()
     return scaled, _summed(grad, x, dim)
 
