@@ -9,7 +9,8 @@ rows and columns, which need gathers and scatters, beside one shared gate per gr
 Timing needs no training. `switching`: time to exchange one adapter for another on the
 CPU, S2FT's block beside LoRA's dense update of equally many parameters.
 
-Both print a table, and keep their figures in benchmarks/results/method-times.json.
+Both print a table and keep their figures in benchmarks/results, which
+`python -m benchmarks.doc_tables` puts into docs/methods.md.
 """
 
 from __future__ import annotations
@@ -30,15 +31,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import fgcompile
+from benchmarks import record
 from benchmarks.glue.latency import latencies
-from benchmarks.glue.records import read_json, write_json
-from benchmarks.machine import load_average, machine, versions
 from examples.embeddings import Embedder, minilm_folder
 from fgcompile import GateConfig
 from fgcompile.methods import S2ftAdapter, S2ftEntry, fuse, switch
 from fgcompile.targets.timing import median_times, undisturbed_clock
 
-RESULTS = Path(__file__).parent / "results" / "method-times.json"
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 COUPLINGS = ("none", "shared")
 WIDTHS = (1024, 2048, 4096, 8192)
@@ -140,8 +139,8 @@ def _lora(width: int) -> Callable[[], object]:
 def shown(records: list[dict[str, Any]]) -> Table:
     """The figures as a table, one row a record."""
     table = Table(*records[0])
-    for record in records:
-        table.add_row(*(_cell(value) for value in record.values()))
+    for found in records:
+        table.add_row(*(_cell(value) for value in found.values()))
     return table
 
 
@@ -162,20 +161,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--shares", type=numbers(float), default=SHARES)
     parser.add_argument("--widths", type=numbers(int), default=WIDTHS)
-    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    before = load_average()
     records = measures[options.what](options)
-    found = read_json(options.results) | {
-        options.what: {
-            "machine": machine() | {"load_average": [before, load_average()]},
-            "versions": versions(),
-            "threads": options.threads,
-            "records": records,
-        }
-    }
-    write_json(options.results, found)
+    record.write(options.what, {"records": records}, options.threads)
     Console().print(shown(records))
 
 

@@ -1,22 +1,21 @@
 """What a training step costs under every method, side by side on one model.
 
-    python -m benchmarks.training_cost [--seconds 120] [--json FILE]
+    python -m benchmarks.training_cost [--seconds 120]
 
 Times are medians of whole steps (forward, backward, AdamW), in turns on one thread, of
 all-MiniLM-L6-v2 with a classifier on random tokens. Memory is the peak of a process of
 its own that does a few steps, above what it holds before the first. Gates are to be
-compared with the row that trains the same weights without them.
+compared with the row that trains the same weights without them. Figures are kept in
+benchmarks/results; `python -m benchmarks.doc_tables` puts them into docs/methods.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -30,9 +29,11 @@ from transformers import BertForSequenceClassification as Bert
 from transformers.utils import logging as transformers_logging
 
 import fgcompile
+from benchmarks import record
+from benchmarks.machine import peak_memory
 from examples.embeddings import minilm_folder
 from fgcompile import Budget, GateConfig, methods
-from fgcompile.targets.timing import median_times
+from fgcompile.targets.timing import median_times, undisturbed_clock
 
 HEAD = ("classifier", "pooler")
 STEPS = 5
@@ -116,7 +117,7 @@ def step_of(model: nn.Module, batch: int, length: int) -> Callable[[], None]:
     return step
 
 
-def peak_memory(row: str, options: argparse.Namespace) -> int:
+def memory_of(row: str, options: argparse.Namespace) -> int:
     """Bytes that a few steps of `row` take at most, in a process of its own."""
     code = (
         "from benchmarks import training_cost as t; "
@@ -135,30 +136,24 @@ def steps_in_this_process(row: str, small: bool, batch: int, length: int) -> int
     torch.set_flush_denormal(True)
     step_of(dense(small=True), 2, 8)()  # what is loaded late is no step's memory
     step = step_of(ROWS[row][0](dense(small)), batch, length)
-    Path("/proc/self/clear_refs").write_text("5")  # building may have taken more
-    before = _status("VmRSS")
-    for _ in range(STEPS):
-        step()
-    return _status("VmHWM") - before
-
-
-def _status(name: str) -> int:
-    """Bytes of resident memory, now (`VmRSS`) or at most (`VmHWM`)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+    with peak_memory() as peak:
+        for _ in range(STEPS):
+            step()
+    return peak.more
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """One record a row, in the order of ROWS."""
     models = {row: make(dense(options.small)) for row, (make, _) in ROWS.items()}
     steps = [step_of(m, options.batch, options.length) for m in models.values()]
-    times = dict(zip(ROWS, median_times(steps, options.seconds), strict=True))
+    medians = median_times(steps, options.seconds, undisturbed_clock(1))
+    times = dict(zip(ROWS, medians, strict=True))
     return [
         {
             "row": row,
             "step_ms": 1000 * times[row],
             "over_same_without_gates": times[row] / times[plain] if plain else None,
-            "peak_mb": peak_memory(row, options) / 1e6,
+            "peak_mb": memory_of(row, options) / 1e6,
             "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
         }
         for (row, model), (_, plain) in zip(models.items(), ROWS.values(), strict=True)
@@ -168,20 +163,35 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 def show(records: list[dict[str, Any]]) -> Table:
     """The records as a table."""
     table = Table("trained", "step", "of the same", "peak", "parameters")
-    for record in records:
-        ratio = record["over_same_without_gates"]
+    for found in records:
+        ratio = found["over_same_without_gates"]
         table.add_row(
-            record["row"],
-            f"{record['step_ms']:.1f} ms",
+            found["row"],
+            f"{found['step_ms']:.1f} ms",
             "" if ratio is None else f"{ratio:.3f}",
-            f"{record['peak_mb']:.0f} MB",
-            f"{record['trained']:,}",
+            f"{found['peak_mb']:.0f} MB",
+            f"{found['trained']:,}",
         )
     return table
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures and prints."""
+    """Measures, prints, and keeps the figures."""
+    options = parsed(arguments)
+    torch.set_num_threads(1)
+    # Moments of tokens that never occur are denormal, which costs more than the step.
+    torch.set_flush_denormal(True)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    records = measure(options)
+    if not options.small:
+        setting = {"batch": options.batch, "length": options.length}
+        record.write("training-cost", {"records": records} | setting, threads=1)
+    Console().print(show(records))
+
+
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    """What `arguments` say, those of the command line by default."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.training_cost",
         description=__doc__,
@@ -190,18 +200,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=120.0)
-    parser.add_argument("--small", action="store_true", help="a tiny model, to try it")
-    parser.add_argument("--json", type=Path, default=None)
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    # Moments of tokens that never occur are denormal, which costs more than the step.
-    torch.set_flush_denormal(True)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    records = measure(options)
-    if options.json is not None:
-        options.json.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    Console().print(show(records))
+    parser.add_argument(
+        "--small", action="store_true", help="a tiny model, to try it; keeps nothing"
+    )
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

