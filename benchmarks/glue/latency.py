@@ -1,4 +1,4 @@
-"""How long the files of the records take, relative to the dense one beside them."""
+"""How long ONNX files take, relative to a dense one beside them."""
 
 from __future__ import annotations
 
@@ -27,18 +27,9 @@ def latencies(files: Sequence[Path], threads: int) -> list[float]:
     return median_times(calls, SECONDS, undisturbed_clock(threads))
 
 
-def relative(record: dict[str, Any], models: Path, threads: int) -> dict[str, float]:
-    """Latency [ms] of a record's file and of the dense one of its task, same run.
-
-    Raises:
-        FileNotFoundError: If one of the files is not there any more.
-    """
-    dense = models / f"{record['task']}-full-s0.onnx"
-    files = [dense, models / f"{record['name']}.onnx"]
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"{file}; train {file.stem} again")
-    before, after = latencies(files, threads)
+def relative(dense: Path, pruned: Path, threads: int) -> dict[str, float]:
+    """Latency [ms] of two files, timed in turns."""
+    before, after = latencies([dense, pruned], threads)
     return {
         "dense_ms": 1000 * before,
         "ms": 1000 * after,

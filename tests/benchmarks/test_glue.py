@@ -268,8 +268,12 @@ def test_a_second_call_only_does_what_is_missing(tmp_path: Path) -> None:
     assert again["metrics"] == half["metrics"]
     assert again["stages"][1]["loss"] == half["stages"][1]["loss"]
 
+    dense = tmp_path / "out" / "models" / "mrpc-full-s0.onnx"
+    dense.unlink()
     main([*options, "--latency"])
+    assert dense.is_file()
     assert json.loads(gone.read_text())["latency"]["relative"] > 0
+    assert "latency" not in json.loads(kept.read_text())
     main([*options, "--table", str(tmp_path / "page.md")])
     assert "| shared gates, distilled, 50% |" in (tmp_path / "page.md").read_text()
 
