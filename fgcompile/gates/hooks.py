@@ -58,10 +58,11 @@ class InputHook(GateHook):
 
     def _gated(self, module: nn.Module, x: Any) -> Any:
         """The gated argument; as it is if the weight that it meets is gated."""
-        if not costs_less_on_weight(module, x, self.site.dim):
+        weight = module._parameters.get("weight")
+        fits = weight is not None and weight.shape[-1] == self.site.size
+        cheaper = fits and costs_less_on_weight(module, x, self.site.dim)
+        if not cheaper or weight is None or _others_look_on(module):
             return self.site.apply_to(x)
-        weight = module._parameters["weight"]
-        assert weight is not None
         self.shown = gated_weight(weight, self.site.factors())
         vars(module)["weight"] = self.shown
         return x
@@ -71,6 +72,14 @@ class InputHook(GateHook):
         if self.shown is not None and vars(module).get("weight") is self.shown:
             del vars(module)["weight"]
         self.shown = None
+
+
+def _others_look_on(module: nn.Module) -> bool:
+    """Whether hooks of anyone else see the input of `module`, or show it a weight."""
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    own = (InputHook, InputResetHook, OutputHook, WatchHook)
+    others = [hook for hook in hooks if not isinstance(hook, own)]
+    return bool(others or module._backward_hooks or module._backward_pre_hooks)
 
 
 class InputResetHook(GateHook):

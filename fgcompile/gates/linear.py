@@ -49,6 +49,7 @@ def gated_weight(weight: Tensor, z: Tensor) -> Any:
         weight: The weight, trained or frozen.
         z: Factors of its columns, shape `[in]`.
     """
+    z = z.to(weight.device)  # a model may be spread over devices
     return gate(weight, z, -1) if weight.requires_grad else _Frozen(weight, z)
 
 

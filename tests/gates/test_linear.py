@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fgcompile import methods
 from fgcompile.gates import GateConfig, attach, gates
 from fgcompile.gates import hooks as gate_hooks
 from fgcompile.gates.linear import costs_less_on_weight, gated_weight
-from tests.gates.models import mlp, mlp_specs
+from tests.gates.models import mlp, mlp_specs, quiet
 
 
 @pytest.fixture
@@ -112,19 +113,72 @@ def test_training_keeps_no_gated_copy_of_the_input() -> None:
     assert kept(gated) == plain
 
 
-def test_the_weight_is_shown_again_after_an_error() -> None:
+def test_the_weight_is_shown_again_after_an_error(on_weight: list[Tensor]) -> None:
     model = attach(mlp().train(), mlp_specs(), GateConfig(objective="none"))
-
-    def fail(module: nn.Module, args: object) -> None:
-        assert "weight" in vars(module)
-        raise RuntimeError("on purpose")
-
-    handle = model[2].register_forward_pre_hook(fail)
-    with pytest.raises(RuntimeError, match="on purpose"):
+    bias = model[2].bias
+    model[2].bias = nn.Parameter(torch.zeros(4))
+    with pytest.raises(RuntimeError):
         model(torch.randn(50, 8))
-    handle.remove()
+    assert len(on_weight) == 1
     assert model[2].weight is model[2]._parameters["weight"]
+    model[2].bias = bias
     model(torch.randn(50, 8)).sum().backward()
+
+
+def _forward_hook(layer: nn.Module, see: Callable[..., None]) -> None:
+    layer.register_forward_hook(see)
+
+
+def _pre_hook(layer: nn.Module, see: Callable[..., None]) -> None:
+    layer.register_forward_pre_hook(see)
+
+
+@pytest.mark.parametrize("register", [_forward_hook, _pre_hook])
+def test_hooks_of_others_see_the_gated_input(
+    register: Callable[[nn.Module, Callable[..., None]], None],
+    on_weight: list[Tensor],
+) -> None:
+    model = attach(mlp().train(), mlp_specs(), quiet(objective="none"))
+    gates(model)["hidden"].close([2])
+    seen: list[Tensor] = []
+    register(model[2], lambda module, args, *output: seen.append(args[0]))
+    model(torch.rand(50, 8))
+    assert (seen[0][:, 2] == 0).all()
+    assert seen[0].count_nonzero() > 0
+    assert on_weight == []
+
+
+def test_backward_hooks_of_others_see_the_gradient_of_the_gated_input(
+    on_weight: list[Tensor],
+) -> None:
+    model = attach(mlp().train(), mlp_specs(), quiet(objective="none"))
+    seen: list[Tensor] = []
+    model[2].register_full_backward_hook(lambda m, grads, out: seen.append(grads[0]))
+    model(torch.rand(50, 8)).sum().backward()
+    torch.testing.assert_close(seen[0], model[2].weight.sum(0).expand(50, -1))
+    assert on_weight == []
+
+
+ROWS = (torch.randn(2, 8),)
+TASK = methods.S2ftConfig(channels=0.25)
+PST = methods.PstConfig(steps=10, sparsity=0.5)
+METHODS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "low rank": lambda model: methods.insert_low_rank(model, example_inputs=ROWS),
+    "S2FT": lambda model: methods.insert_s2ft(model, TASK, example_inputs=ROWS),
+    "PST": lambda model: methods.insert_pst(model, PST, example_inputs=ROWS),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_methods_add_is_gated_in_training_as_in_eval(method: str) -> None:
+    model = attach(mlp(), mlp_specs(), quiet(objective="none"))
+    METHODS[method](model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+    gates(model)["hidden"].close([1, 3, 5])
+    x = torch.randn(50, 8)
+    torch.testing.assert_close(model.train()(x), model.eval()(x))
 
 
 def _eval(layer: nn.Linear) -> None:
