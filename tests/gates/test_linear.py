@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from fgcompile import methods
 from fgcompile.gates import GateConfig, attach, gates
@@ -209,3 +210,22 @@ def test_a_layer_that_may_not_read_its_weight_has_its_input_gated(
     assert not costs_less_on_weight(layer, x.to("meta"), -1)
     change(layer)
     assert not costs_less_on_weight(layer, x, -1)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputed_forwards_give_the_same_gradients(
+    frozen: bool, reentrant: bool, on_weight: list[Tensor]
+) -> None:
+    model = attach(mlp().train(), mlp_specs(), quiet(objective="none"))
+    model[2].weight.requires_grad_(not frozen)
+    x = torch.randn(50, 8, requires_grad=True)
+    found = []
+    for recompute in (False, True):
+        y = checkpoint(model, x, use_reentrant=reentrant) if recompute else model(x)
+        model.zero_grad()
+        y.square().sum().backward()
+        found.append([p.grad for p in model.parameters() if p.requires_grad])
+        assert "weight" not in vars(model[2])
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    assert len(on_weight) == 3
