@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as every
 
 from fgcompile.errors import GateError
 from fgcompile.gates.container import GateContainer, Site
@@ -58,9 +59,9 @@ class InputHook(GateHook):
 
     def _gated(self, module: nn.Module, x: Any) -> Any:
         """The gated argument; as it is if the weight that it meets is gated."""
+        self.reset(module)  # what an interrupt of the last forward may have left
+        cheaper = costs_less_on_weight(module, x, self.site.dim, self.site.size)
         weight = module._parameters.get("weight")
-        fits = weight is not None and weight.shape[-1] == self.site.size
-        cheaper = fits and costs_less_on_weight(module, x, self.site.dim)
         if not cheaper or weight is None or _others_look_on(module):
             return self.site.apply_to(x)
         self.shown = gated_weight(weight, self.site.factors())
@@ -73,13 +74,24 @@ class InputHook(GateHook):
             del vars(module)["weight"]
         self.shown = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is shown, which a copy does not show."""
+        return vars(self) | {"shown": None}
+
 
 def _others_look_on(module: nn.Module) -> bool:
     """Whether hooks of anyone else see the input of `module`, or show it a weight."""
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     own = (InputHook, InputResetHook, OutputHook, WatchHook)
     others = [hook for hook in hooks if not isinstance(hook, own)]
-    return bool(others or module._backward_hooks or module._backward_pre_hooks)
+    of_all = (
+        every._global_forward_pre_hooks,
+        every._global_forward_hooks,
+        every._global_backward_pre_hooks,
+        every._global_backward_hooks,
+    )
+    backward = module._backward_hooks or module._backward_pre_hooks
+    return bool(others or backward or any(of_all))
 
 
 class InputResetHook(GateHook):

@@ -21,25 +21,49 @@ from torch.nn import functional
 
 from fgcompile.gates.op import gate, multiply_and_sum, multiply_and_sum_plainly
 
+_LINEAR, _FORWARD = functional.linear, nn.Linear.forward
+"""As torch has them: where someone put another in their place, inputs are gated."""
 
-def costs_less_on_weight(module: nn.Module, x: Any, dim: int) -> bool:
+
+def costs_less_on_weight(module: nn.Module, x: Any, dim: int, size: int) -> bool:
     """Whether to gate the weight of `module`, and not dim `dim` of its input `x`.
 
-    Only where the forward is that of `nn.Linear`, reads the parameter as it is, and the
-    weight is smaller than its input. Under torch.compile the compiler fuses products.
+    Only where the forward is that of `nn.Linear`, reads the parameter as it is and is
+    the only one to read it, and the weight is smaller than its input. Under
+    torch.compile the compiler fuses products.
+
+    Args:
+        module: What is called.
+        x: Its argument.
+        dim: Dim of `x` that is gated.
+        size: Factors that the gate has there.
     """
     own = type(module) is nn.Linear and not vars(module).keys() & {"forward", "weight"}
-    if not own or not module.training or torch.compiler.is_compiling():
+    if not own or not module.training or torch.compiler.is_compiling() or _watched():
         return False
     weight = module._parameters.get("weight")
     if type(weight) is not nn.Parameter or type(x) is not Tensor or x.is_nested:
         return False
     return (
         dim in (-1, x.dim() - 1)
-        and x.shape[-1] == weight.shape[1]
+        and x.shape[-1] == size
+        and weight.dim() == 2
+        and weight.shape[1] == size
         and x.device == weight.device
         and x.numel() > weight.numel()
     )
+
+
+def _watched() -> bool:
+    """Whether linear layers are not torch's, or calls of functions are followed."""
+    changed = nn.Linear.forward is not _FORWARD or functional.linear is not _LINEAR
+    followed = torch._C._len_torch_function_stack() > 0
+    return changed or followed or _transformed()
+
+
+def _transformed() -> bool:
+    """Whether a transform of torch.func is at work, such as vmap."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def gated_weight(weight: Tensor, z: Tensor) -> Any:
@@ -59,9 +83,6 @@ class _Frozen:
     def __init__(self, weight: Tensor, z: Tensor) -> None:
         self.weight, self.z = weight, z
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.weight, name)
-
     @classmethod
     def __torch_function__(
         cls,
@@ -70,16 +91,11 @@ class _Frozen:
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """The product; anything else sees the gated weight."""
-        named = dict(kwargs or {})
-        if function is functional.linear:
-            given = dict(zip(("input", "weight", "bias"), args, strict=False)) | named
-            frozen = given["weight"]
-            if isinstance(frozen, cls):
-                x, bias = given["input"], given.get("bias")
-                return _FrozenLinear.apply(x, frozen.z, frozen.weight, bias)
-        plain = [a.weight * a.z if isinstance(a, cls) else a for a in args]
-        return function(*plain, **named)
+        """The product of a linear layer, which calls nothing else."""
+        if function is not _LINEAR or kwargs or not isinstance(args[1], cls):
+            return NotImplemented
+        x, frozen, *bias = args
+        return _FrozenLinear.apply(x, frozen.z, frozen.weight, *(bias or [None]))
 
 
 class _FrozenLinear(torch.autograd.Function):
@@ -103,11 +119,18 @@ class _FrozenLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
             # Under autocast the product is in its dtype, as its forward was.
             ungated = (grad @ weight.to(grad.dtype)).to(x.dtype)
-            if torch.is_grad_enabled():  # the result may be differentiated again
+            # The result may be differentiated again, or be one of many at once.
+            if torch.is_grad_enabled() or _is_batched(grad):
                 grad_x, slope = multiply_and_sum_plainly(ungated, x, z, -1)
             else:
                 grad_x, slope = multiply_and_sum(ungated, x, z, overwrite=True)
             slope = slope.to(z.dtype)
         if ctx.needs_input_grad[3]:
-            grad_bias = grad.flatten(0, -2).sum(0)
+            grad_bias = grad.sum(list(range(grad.dim() - 1)))
         return grad_x, slope, None, grad_bias
+
+
+def _is_batched(grad: Tensor) -> bool:
+    """Whether it is many gradients, as vmap and `is_grads_batched` make them."""
+    functorch = torch._C._functorch
+    return functorch.is_batchedtensor(grad) or functorch.is_legacy_batchedtensor(grad)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules import module as every
 from torch.utils.checkpoint import checkpoint
 
 from fgcompile import methods
-from fgcompile.gates import GateConfig, attach, gates
+from fgcompile.gates import GateConfig, attach, gates, remove_gates
 from fgcompile.gates import hooks as gate_hooks
 from fgcompile.gates.linear import costs_less_on_weight, gated_weight
 from tests.gates.models import mlp, mlp_specs, quiet
@@ -203,13 +205,77 @@ def test_a_layer_that_may_not_read_its_weight_has_its_input_gated(
     change: Callable[[nn.Linear], None],
 ) -> None:
     layer, x = nn.Linear(4, 2), torch.randn(50, 4)
-    assert costs_less_on_weight(layer, x, -1)
-    assert costs_less_on_weight(layer, x, 1)
-    assert not costs_less_on_weight(layer, x, 0)
-    assert not costs_less_on_weight(layer, x[:2], -1)  # no larger than the weight
-    assert not costs_less_on_weight(layer, x.to("meta"), -1)
+    assert costs_less_on_weight(layer, x, -1, 4)
+    assert costs_less_on_weight(layer, x, 1, 4)
+    assert not costs_less_on_weight(layer, x, 0, 4)
+    assert not costs_less_on_weight(layer, x, -1, 5)
+    assert not costs_less_on_weight(layer, x[:2], -1, 4)  # no larger than the weight
+    assert not costs_less_on_weight(layer, x.to("meta"), -1, 4)
     change(layer)
-    assert not costs_less_on_weight(layer, x, -1)
+    assert not costs_less_on_weight(layer, x, -1, 4)
+
+
+def _another_forward(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(nn.Linear, "forward", lambda self, x: self.weight.sum() * x)
+
+
+def _another_linear(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(functional, "linear", lambda x, weight, bias=None: x @ weight.T)
+
+
+@pytest.mark.parametrize("change", [_another_forward, _another_linear])
+def test_linear_layers_that_are_not_those_of_torch_have_their_input_gated(
+    change: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(monkeypatch)
+    assert not costs_less_on_weight(nn.Linear(4, 2), torch.randn(50, 4), -1, 4)
+
+
+def test_who_follows_all_calls_sees_the_gated_input(on_weight: list[Tensor]) -> None:
+    model = attach(mlp().train(), mlp_specs(), quiet(objective="none"))
+    model[2].weight.requires_grad_(False)
+    x = torch.randn(50, 8)
+    with torch.device("cpu"):  # a mode that sees every function
+        model(x)
+    torch.func.vmap(model[2])(torch.randn(2, 50, 16))
+    handle = every.register_module_forward_hook(lambda module, args, output: None)
+    model(x)
+    handle.remove()
+    assert on_weight == []
+    model(x)
+    assert on_weight == [model[2].weight]
+
+
+def test_many_gradients_at_once_are_those_one_by_one(on_weight: list[Tensor]) -> None:
+    model = attach(mlp().train(), mlp_specs(), quiet(objective="none"))
+    model[2].weight.requires_grad_(False)
+    x = torch.randn(50, 8, requires_grad=True)
+    y = model(x).sum(0)
+    each = [
+        torch.autograd.grad(y, x, row, retain_graph=True)[0] for row in torch.eye(3)
+    ]
+    (at_once,) = torch.autograd.grad(y, x, torch.eye(3), is_grads_batched=True)
+    torch.testing.assert_close(at_once, torch.stack(each))
+    assert len(on_weight) == 1
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_interrupt_leaves_nothing_that_matters(frozen: bool) -> None:
+    model = attach(mlp().train(), mlp_specs(), quiet(objective="none"))
+    model[2].weight.requires_grad_(not frozen)
+    x = torch.randn(50, 8)
+    expected = model(x)
+    before = dict(vars(model[2]))
+    hook = next(iter(model[2]._forward_pre_hooks.values()))
+    # What a forward has done when Ctrl-C stops it: torch calls no hook then.
+    hook(model[2], (torch.randn(50, 16),), {})
+    assert "weight" in vars(model[2])
+    assert pickle.loads(pickle.dumps(hook)).shown is None
+    torch.testing.assert_close(model(x), expected)
+    assert vars(model[2]).keys() == before.keys()
+    hook(model[2], (torch.randn(50, 16),), {})
+    remove_gates(model)
+    assert vars(model[2]).keys() == before.keys()
 
 
 @pytest.mark.parametrize("frozen", [False, True])
