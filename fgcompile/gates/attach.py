@@ -16,11 +16,10 @@ from fgcompile.gates.hooks import (
     BeginHook,
     GateHook,
     InputHook,
-    InputResetHook,
     OutputHook,
     ParameterHook,
-    ParameterResetHook,
     PenaltyHook,
+    ResetHook,
     WatchHook,
 )
 from fgcompile.gates.kurtosis import KurtosisObjective, Watched
@@ -167,14 +166,11 @@ def _parameter(module: nn.Module, site: GateSite) -> tuple[nn.Module, str]:
 def _register(module: nn.Module, hook: GateHook) -> None:
     if isinstance(hook, (InputHook, WatchHook)):
         module.register_forward_pre_hook(hook, with_kwargs=True)
-        if isinstance(hook, InputHook):
-            module.register_forward_hook(InputResetHook(hook), always_call=True)
     elif isinstance(hook, OutputHook):
         module.register_forward_hook(hook)
     elif isinstance(hook, PenaltyHook):
         module.register_forward_hook(hook, with_kwargs=True)
-    elif isinstance(hook, BeginHook):
+    elif isinstance(hook, (BeginHook, ParameterHook)):
         module.register_forward_pre_hook(hook)
-    elif isinstance(hook, ParameterHook):
-        module.register_forward_pre_hook(hook)
-        module.register_forward_hook(ParameterResetHook(hook), always_call=True)
+    if isinstance(hook, (InputHook, ParameterHook)):
+        module.register_forward_hook(ResetHook(hook), always_call=True)

@@ -82,7 +82,7 @@ class InputHook(GateHook):
 def _others_look_on(module: nn.Module) -> bool:
     """Whether hooks of anyone else see the input of `module`, or show it a weight."""
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-    own = (InputHook, InputResetHook, OutputHook, WatchHook)
+    own = (InputHook, ResetHook, OutputHook, WatchHook)
     others = [hook for hook in hooks if not isinstance(hook, own)]
     of_all = (
         every._global_forward_pre_hooks,
@@ -92,18 +92,6 @@ def _others_look_on(module: nn.Module) -> bool:
     )
     backward = module._backward_hooks or module._backward_pre_hooks
     return bool(others or backward or any(of_all))
-
-
-class InputResetHook(GateHook):
-    """The forward hook that belongs to an InputHook; also runs after an error."""
-
-    def __init__(self, before: InputHook) -> None:
-        """Undoes `before`."""
-        self.before = before
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        """After the forward: show the weight again."""
-        self.before.reset(module)
 
 
 def _argument(module: nn.Module, name: str, site: Site) -> tuple[int | None, str]:
@@ -182,16 +170,16 @@ class ParameterHook(GateHook):
             shown = vars(owner).get(name, owner._parameters[name])
             vars(owner)[name] = site.apply_to(shown)
 
-    def reset(self, module: nn.Module, args: Any = None, output: Any = None) -> None:
+    def reset(self, module: nn.Module) -> None:
         """Show the parameters again."""
         for owner, name, _ in self.sites:
             vars(owner).pop(name, None)
 
 
-class ParameterResetHook(GateHook):
-    """The forward hook that belongs to a ParameterHook; also runs after an error."""
+class ResetHook(GateHook):
+    """The forward hook that belongs to one that shows weights; also after an error."""
 
-    def __init__(self, before: ParameterHook) -> None:
+    def __init__(self, before: InputHook | ParameterHook) -> None:
         """Undoes `before`."""
         self.before = before
 

@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 from fgcompile.errors import GateError
 from fgcompile.gates.access import container_of
 from fgcompile.gates.fold import fold_gates
-from fgcompile.gates.hooks import GateHook, InputHook
+from fgcompile.gates.hooks import GateHook, InputHook, ParameterHook
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -44,7 +44,7 @@ def remove_gates(model: ModuleT, fold: bool = False) -> ModuleT:
         _strip_nodes(graph_module)
     for module in model.modules():
         for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, InputHook):
+            if isinstance(hook, (InputHook, ParameterHook)):
                 hook.reset(module)
         drop_hooks(module, lambda hook: isinstance(hook, GateHook))
         for name in [n for n, m in module._modules.items() if m is container]:
