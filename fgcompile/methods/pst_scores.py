@@ -82,12 +82,24 @@ class PstMatrix(KeepsDtype):
     def effective(self) -> Tensor:
         """`W + beta U V`, float32, shape `[outputs inputs]`."""
         weight = oriented(self.parameter, self.matrix).float()
-        return weight + self.beta * (self.u @ self.v)
+        return weight + (self.beta * self.u) @ self.v
 
     def scores(self, effective: Tensor) -> Tensor:
         """S of every entry; `|Weff|` is a part of it that gradients pass through."""
         low_rank = self.alpha1 * (self.a @ self.b)
         return effective.abs() + low_rank + self.alpha2 * (self.r + self.c)
+
+    def score_sums(self, dim: int) -> Tensor:
+        """S summed over the other dim, without an S; shape `[size of dim]`."""
+        other, size = 1 - dim, self.matrix.shape[1 - dim]
+        if dim == 0:
+            low_rank = (self.a * self.b.sum(1)).sum(1)
+            lines = self.r.flatten() * size + self.c.sum()
+        else:
+            low_rank = (self.a.sum(0).unsqueeze(1) * self.b).sum(0)
+            lines = self.c.flatten() * size + self.r.sum()
+        magnitude = self.effective().abs().sum(other)
+        return magnitude + self.alpha1 * low_rank + self.alpha2 * lines
 
 
 class PstGroup(nn.Module):
@@ -122,7 +134,7 @@ class PstGroup(nn.Module):
         """Mean of S over all entries of each unit, shape `[size]`."""
         total = torch.zeros_like(self.get_buffer("entries"))
         for number, (matrix, dim) in enumerate(self._members):
-            sums = matrix.scores(matrix.effective()).sum(1 - dim)
+            sums = matrix.score_sums(dim)
             index = self.get_buffer(f"index{number}")
             inside = index >= 0
             total = total.index_add(0, index[inside], sums[inside])

@@ -117,6 +117,19 @@ def test_gradient_of_the_weights_passes_through_their_scores_too() -> None:
     assert torch.allclose(grad(m.v), 2.0 * m.u.detach().T @ effective, atol=1e-6)
 
 
+@pytest.mark.parametrize("dim", [0, 1])
+def test_sums_of_scores_and_their_gradients_are_those_of_all_scores(dim: int) -> None:
+    m = moved(scored())
+    slope = torch.randn(m.matrix.shape[dim])
+    expected = m.scores(m.effective()).sum(1 - dim)
+    wanted = torch.autograd.grad(expected @ slope, list(m.parameters()))
+    sums = m.score_sums(dim)
+    assert torch.allclose(sums, expected, atol=1e-6)
+    got = torch.autograd.grad(sums @ slope, list(m.parameters()))
+    for one, other in zip(got, wanted, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
 def test_first_step_moves_neither_u_nor_a() -> None:
     m = scored()
     masked_gradients(m, 0.4)
