@@ -20,6 +20,10 @@ GATES_LR = 1e-2
 """Of FineGates as published, at a twelfth of its 100 epochs: the authors' 1e-3 would
 close nothing in so few steps."""
 
+PST_LR = 5e-5
+"""The paper's. U and A are drawn from N(0, 1), so one step moves a weight by nearly
+three times the rate: at `SMALL_LR` nothing of the model is left."""
+
 SMALL_EPOCHS = 1.6
 """Passes of rows that train few parameters, relative to full fine-tuning."""
 
@@ -148,7 +152,7 @@ def pst(run: Run) -> nn.Module:
     )
     model = methods.insert_pst(run.fresh(), config)
     train_only(model, lambda name: False)
-    run.fit(model, epochs, SMALL_LR, weight_decay=0.0)
+    run.fit(model, epochs, PST_LR, weight_decay=0.0)
     return methods.bake_pst(model)
 
 
