@@ -59,7 +59,7 @@ def chosen_groups(analysis: Analysis, kinds: Sequence[str]) -> list[CoupledGroup
 
     A group is inside a block if every matrix beside it reads or writes something that
     may shrink as well, such as the residual stream: a classifier's hidden layer, beside
-    the outputs of the model, is not.
+    the outputs of the model, is not. A dim of size 1 is no unit, and cannot shrink.
     """
     inner = low_rank_groups(analysis)
     groups = [
@@ -72,6 +72,10 @@ def chosen_groups(analysis: Analysis, kinds: Sequence[str]) -> list[CoupledGroup
         for group in analysis.pinned
         for member in group.members
     }
+    for _, slot in _products(analysis):
+        weight, columns = _weight(analysis, slot)
+        if analysis.program.parameter(weight).shape[1 - columns] == 1:
+            fixed.add((str(weight.target), 1 - columns))
     inside = [
         group
         for group in groups
@@ -167,6 +171,13 @@ def _products(analysis: Analysis) -> Iterator[tuple[Align, Slot]]:
                 yield step, slot
 
 
+def _weight(analysis: Analysis, slot: Slot) -> tuple[Node, int]:
+    """The node of the weight that `_products` found, and its summed dim."""
+    value = analysis.flow.values[slot.value]
+    plane = value.planes[slot.plane]
+    return value.node, max(range(2), key=lambda dim: plane.shape[dim])
+
+
 def _matrix(
     analysis: Analysis,
     calls: Calls | None,
@@ -175,9 +186,7 @@ def _matrix(
     total: Node | None,
 ) -> Matrix | None:
     """The matrix that a step multiplies with; `total` is the sum with its update."""
-    weight_node = analysis.flow.values[slot.value].node
-    plane = analysis.flow.values[slot.value].planes[slot.plane]
-    columns = max(range(2), key=lambda dim: plane.shape[dim])
+    weight_node, columns = _weight(analysis, slot)
     shape = analysis.program.parameter(weight_node).shape
     name, data = str(weight_node.target), _data_position(step, slot)
     if data is None:

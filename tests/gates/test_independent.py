@@ -49,7 +49,7 @@ def set_factors(model: Any, name: str, factors: Tensor) -> None:
 # -- which, and how many ------------------------------------------------------------
 
 
-def roberta(large: bool, layers: int, head: bool = True) -> Any:
+def roberta(large: bool, layers: int, labels: int | None = 2) -> Any:
     transformers = pytest.importorskip("transformers")
     sizes = (
         {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
@@ -61,11 +61,12 @@ def roberta(large: bool, layers: int, head: bool = True) -> Any:
         max_position_embeddings=514,
         type_vocab_size=1,
         num_hidden_layers=layers,
+        num_labels=labels or 0,
         **sizes,
     )
-    names = ("RobertaModel", "RobertaForSequenceClassification")
+    names = ("RobertaForSequenceClassification", "RobertaModel")
     with torch.device("meta"):
-        return getattr(transformers, names[head])(config)
+        return getattr(transformers, names[labels is None])(config)
 
 
 def count(model: Any) -> int:
@@ -73,9 +74,11 @@ def count(model: Any) -> int:
     return sum(gate.size for gate in gates(model).values())
 
 
-@pytest.mark.parametrize("head", [True, False])
-def test_one_layer_of_roberta_has_a_twelfth_of_the_papers_gates(head: bool) -> None:
-    model = roberta(large=False, layers=1, head=head)
+@pytest.mark.parametrize("labels", [None, 1, 2, 3])
+def test_one_layer_of_roberta_has_a_twelfth_of_the_papers_gates(
+    labels: int | None,
+) -> None:
+    model = roberta(large=False, layers=1, labels=labels)
     assert count(model) == 165_888 // 12
     assert not any("classifier" in n or "pooler" in n for n in gates(model))
 
