@@ -143,15 +143,16 @@ def check_ran(container: GateContainer) -> None:
     """Raises where gates were trained in vain, and nothing else closed any.
 
     Raises:
-        GateError: If there were training forwards, but the penalty never ran or no
-            optimizer step moved a gate, and the user closed no unit.
+        GateError: If there were training forwards, but the penalty never ran, no
+            optimizer step moved a gate, or training ended before the objective
+            started, and the user closed no unit.
     """
     forwards = int(container.forwards)
     trains = container.config.resolved_objective != "none"
     closed = any(bool(gate.closed.any()) for gate in container.each())
     if not trains or not forwards or closed:
         return
-    what = _never_ran(int(container.penalties), int(container.updates), forwards)
+    what = _never_ran(container)
     if what:
         raise GateError(
             f"{what[0]}\n  Train again; or close units by hand; or, to lower the dense "
@@ -159,9 +160,12 @@ def check_ran(container: GateContainer) -> None:
         )
 
 
-def _never_ran(penalties: int, steps: int, forwards: int) -> list[str]:
+def _never_ran(container: GateContainer) -> list[str]:
+    forwards, steps = int(container.forwards), int(container.updates)
+    budget = container.config.budget
+    begin = container.config.begin if budget is None else budget.begin
     problems = []
-    if not penalties:
+    if not int(container.penalties):
         problems.append(
             f"the sparsity penalty never ran in {forwards} training forwards: the "
             "model returns no loss; add fgcompile.penalty(model) to yours"
@@ -171,6 +175,11 @@ def _never_ran(penalties: int, steps: int, forwards: int) -> list[str]:
             f"no gate moved in {forwards} training forwards: create the optimizer "
             "after insert_gates, from all parameters of the model"
         )
+    elif steps <= begin:
+        problems.append(
+            f"the objective starts after {begin} optimizer steps, of which there were "
+            f"{steps}: choose a smaller begin, or train longer"
+        )
     return problems
 
 
@@ -178,7 +187,7 @@ def _problems(container: GateContainer, found: dict[str, Any]) -> list[str]:
     forwards, problems = found["forwards"], []
     trains = container.config.resolved_objective != "none"
     if trains and forwards:
-        problems += _never_ran(found["penalties"], found["steps"], forwards)
+        problems += _never_ran(container)
     if trains and forwards and found["penalties"] >= 2 * forwards:
         problems.append(
             f"the sparsity penalty ran {found['penalties']} times in {forwards} "

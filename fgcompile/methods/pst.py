@@ -25,7 +25,7 @@ from fgcompile.gates.matrices import (
     units_along,
 )
 from fgcompile.methods.pst_scores import PstContainer, PstGroup, PstMatrix
-from fgcompile.methods.schedule import COOL
+from fgcompile.methods.schedule import COOL, WARM
 from fgcompile.methods.weight_hooks import (
     MethodHook,
     ShowHook,
@@ -193,7 +193,8 @@ def bake_pst(model: ModuleT) -> ModuleT:
         The same object.
 
     Raises:
-        GateError: If `model` has no scores, or its schedule never stepped.
+        GateError: If `model` has no scores, its schedule never stepped, or training
+            ended while it masked nothing.
     """
     container = _scores_of(model)
     container.begin_forward()
@@ -203,6 +204,12 @@ def bake_pst(model: ModuleT) -> ModuleT:
             "the schedule of PST never stepped, so nothing is masked\n"
             "  Train with an optimizer over the parameters that require gradients, "
             "and call the model itself rather than its parts."
+        )
+    if steps <= WARM * container.total and container.final:
+        raise GateError(
+            f"the schedule of PST masks nothing before step {WARM * container.total:g}"
+            f", and training ended at step {steps}\n"
+            "  Train longer, or give PstConfig the steps that the training has."
         )
     if steps <= COOL * container.total and container.sparsity != container.final:
         logger.warning(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fgcompile import GateConfig, gates, insert_gates, lower, penalty, remove_gates
+from fgcompile import Budget, GateConfig, gates, insert_gates, lower, penalty, remove_gates
 from fgcompile.errors import GateError
 from tests.gates.models import mlp
 
@@ -39,6 +39,26 @@ def test_gates_that_no_optimizer_moved_are_an_error() -> None:
     train(model, [model[0].weight], penalised=True)
     with pytest.raises(GateError, match="no gate moved in 3 training forwards"):
         lower(model)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"begin": 3}, {"begin": 1000}, {"budget": Budget(params=0.5, begin=3)}],
+    ids=["as the last step ended", "long before", "budget"],
+)
+def test_training_that_ended_before_the_objective_started_is_an_error(
+    changes: dict[str, Any],
+) -> None:
+    model = gated(**changes)
+    train(model, model.parameters(), penalised=True)
+    with pytest.raises(GateError, match=r"starts after \d+ optimizer steps.* were 3"):
+        lower(model)
+
+
+def test_an_objective_that_one_step_felt_is_lowered() -> None:
+    model = gated(begin=2)
+    train(model, model.parameters(), penalised=True)
+    lower(model)
 
 
 def test_error_says_how_to_lower_the_dense_model() -> None:

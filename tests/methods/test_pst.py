@@ -323,6 +323,13 @@ def test_schedule_that_never_stepped_cannot_be_baked() -> None:
         bake_pst(model)
 
 
+def test_training_that_ended_before_anything_is_masked_cannot_be_baked() -> None:
+    model = insert_pst(bert(), PstConfig(steps=20))
+    train(model, 2)
+    with pytest.raises(GateError, match="nothing before step 2, .* ended at step 2"):
+        bake_pst(model)
+
+
 def test_early_end_of_the_schedule_is_told(caplog: pytest.LogCaptureFixture) -> None:
     model = insert_pst(bert(), PstConfig(steps=10, sparsity=0.5))
     train(model, 4)
