@@ -70,7 +70,9 @@ def load_gates(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     folder = Path(directory)
     manifest, content = read_described(folder, TENSORS, MANIFEST, _read_manifest)
     state = _parsed(content, folder / TENSORS)
-    _check_same(manifest["gates"], _describe(container)["gates"])
+    own = _describe(container)
+    _check_same(manifest["gates"], own["gates"])
+    _check_meaning(manifest["config"], own["config"])
     _check_state(state, container.state_dict(), folder)
     container.load_state_dict(state)
 
@@ -157,6 +159,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         complete = isinstance(manifest["sha256"], str) and all(
             {"name", "kind", "size"} <= gate.keys() for gate in gates
         )
+        manifest["config"].keys()
     except (*_NOT_JSON, KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"{path} is damaged: {error!r}") from error
     if version != SCHEMA_VERSION:
@@ -188,6 +191,17 @@ def _check_same(saved: list[dict[str, Any]], own: list[dict[str, Any]]) -> None:
         raise GateError(
             f"saved gates do not fit: there are {len(saved)}, the model has {len(own)}"
         )
+
+
+def _check_meaning(saved: dict[str, Any], own: dict[str, Any]) -> None:
+    """Equal logits are other factors under another parametrisation."""
+    for key in ("coupling", "gate"):
+        if saved.get(key) != own[key]:
+            raise GateError(
+                f"saved gates do not fit: {key} is {saved.get(key)!r}, in the model it "
+                f"is {own[key]!r}\n"
+                "  Insert the gates with the config that they were saved with."
+            )
 
 
 def _check_state(

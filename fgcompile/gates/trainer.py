@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from torch import nn
 
-from fgcompile.gates.access import find_container
+from fgcompile.gates.access import find_container, gate_parameters
 from fgcompile.gates.status import counted_cost, limits_of
+
+logger = logging.getLogger("fgcompile")
 
 
 def gate_numbers(model: nn.Module) -> dict[str, float]:
@@ -36,7 +39,10 @@ def gate_numbers(model: nn.Module) -> dict[str, float]:
 def gate_callback() -> Any:
     """A `TrainerCallback` that adds `gate_numbers` to everything the Trainer logs.
 
-    They appear in `trainer.state.log_history`, in the progress bar and in whatever
+    It warns as training begins if the optimizer's weight decay would move the gates:
+    `rate=None`, as in the papers' presets, leaves their steps to the optimizer.
+
+    The numbers appear in `trainer.state.log_history`, in the progress bar and in whatever
     the Trainer reports to.
 
     Raises:
@@ -45,6 +51,11 @@ def gate_callback() -> Any:
     from transformers import TrainerCallback
 
     class GateCallback(TrainerCallback):
+        def on_train_begin(
+            self, args: Any, state: Any, control: Any, **more: Any
+        ) -> None:
+            _warn_of_decay(more.get("model"), more.get("optimizer"))
+
         def on_log(
             self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any
         ) -> None:
@@ -57,3 +68,18 @@ def gate_callback() -> Any:
                 state.log_history[-1].update(numbers)
 
     return GateCallback()
+
+
+def _warn_of_decay(model: nn.Module | None, optimizer: Any) -> None:
+    container = None if model is None else find_container(model)
+    if container is None or container.config.resolved_rate is not None:
+        return
+    own = {id(parameter) for parameter in gate_parameters(model)}
+    for group in getattr(optimizer, "param_groups", []):
+        decay = group.get("weight_decay", 0.0)
+        if decay and any(id(parameter) in own for parameter in group["params"]):
+            logger.warning(
+                "weight decay %g moves the gates: hand the Trainer an optimizer with "
+                "fgcompile.param_groups(model, lr), which keeps it away from them",
+                decay,
+            )

@@ -21,6 +21,7 @@ from fgcompile.gates import (
     gate_callback,
     gate_numbers,
     gates,
+    param_groups,
     status,
 )
 from tests.gates.models import bert, bert_batch, bert_specs, budgeted, mlp, mlp_specs
@@ -96,6 +97,22 @@ def test_trainer_decays_no_gate(tmp_path: Path) -> None:
         trainer(tmp_path, model, weight_decay=decay, save_strategy="no").train()
         found.append(torch.cat([g.theta.detach() for g in gates(model).values()]))
     assert torch.allclose(found[0], found[1], atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("rate", "grouped", "warns"),
+    [(None, False, True), (None, True, False), ("auto", False, False)],
+)
+def test_callback_warns_where_decay_would_move_gates(
+    rate: Any, grouped: bool, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("transformers")
+    model = attach(mlp(), mlp_specs(), GateConfig(rate=rate))
+    parameters: Any = param_groups(model, 1e-3, 0.1) if grouped else model.parameters()
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.1)
+    gate_callback().on_train_begin(None, None, None, model=model, optimizer=optimizer)
+    told = [r.getMessage() for r in caplog.records if r.name == "fgcompile"]
+    assert [t[:36] for t in told] == ["weight decay 0.1 moves the gates: ha"] * warns
 
 
 @pytest.mark.slow

@@ -96,8 +96,14 @@ def test_failed_write_leaves_the_old_gates(
             "gate 0 has size 16, in the model it is 12",
         ),
         (lambda: attach(mlp(), mlp_specs()), "objective.final is only in"),
+        (
+            lambda: attach(
+                mlp(), mlp_specs(), budgeted(0.5, steps=8, gate="hard_concrete")
+            ),
+            "gate is 'finegates', in the model it is 'hard_concrete'",
+        ),
     ],
-    ids=["architecture", "size", "config"],
+    ids=["architecture", "size", "config", "parametrisation"],
 )
 def test_other_gates_are_refused_by_the_first_difference(
     tmp_path: Path, make: Any, text: str
@@ -139,6 +145,7 @@ def test_damaged_files_are_refused(tmp_path: Path, name: str, damage: str) -> No
         ({"schema_version": 99}, "schema version 99, this release reads 1"),
         ({"gates": [{"name": "hidden"}]}, "a gate lacks its name, kind or size"),
         ({"gates": 3}, "is damaged"),
+        ({"config": 3}, "is damaged"),
         ({"sha256": "0"}, "its digest is not the one in gates.json"),
     ],
 )
