@@ -42,8 +42,8 @@ def gate_callback() -> Any:
     It warns as training begins if the optimizer's weight decay would move the gates:
     `rate=None`, as in the papers' presets, leaves their steps to the optimizer.
 
-    The numbers appear in `trainer.state.log_history`, in the progress bar and in whatever
-    the Trainer reports to.
+    The numbers appear in `trainer.state.log_history`, in the progress bar and in
+    whatever the Trainer reports to.
 
     Raises:
         ImportError: If transformers is not installed.

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from fgcompile import Budget, GateConfig, gates, insert_gates, lower, penalty, remove_gates
+from fgcompile import (
+    Budget,
+    GateConfig,
+    gates,
+    insert_gates,
+    lower,
+    penalty,
+    remove_gates,
+)
 from fgcompile.errors import GateError
 from tests.gates.models import mlp
 

@@ -326,7 +326,7 @@ def test_schedule_that_never_stepped_cannot_be_baked() -> None:
 def test_training_that_ended_before_anything_is_masked_cannot_be_baked() -> None:
     model = insert_pst(bert(), PstConfig(steps=20))
     train(model, 2)
-    with pytest.raises(GateError, match="nothing before step 2, .* ended at step 2"):
+    with pytest.raises(GateError, match=r"nothing before step 2, .* ended at step 2"):
         bake_pst(model)
 
 
