@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fgcompile.capture.state import eval_mode
 from fgcompile.errors import GateError
 from fgcompile.gates.container import GateContainer, Site
+from fgcompile.gates.hooks import GateHook
 from fgcompile.gates.spec import GateSite
 
 
@@ -70,14 +71,33 @@ def plan_folds(model: nn.Module, container: GateContainer) -> list[Fold]:
 
 def _folds_of(model: nn.Module, site: GateSite, factors: Tensor) -> list[Fold]:
     module = model.get_submodule(site.module)
+    _refuse_hooked(module, site)
     if site.where == "parameter":
         path, _, name = site.name.rpartition(".")
+        _refuse_hooked(module.get_submodule(path), site)
         folds = [Fold(module.get_submodule(path), name, site.dim, factors)]
     else:
         folds = _trial(module, site, factors)
     for fold in folds:
         _refuse_shared(model, site, fold)
     return folds
+
+
+def _refuse_hooked(module: nn.Module, site: GateSite) -> None:
+    """A hook may add to what the weights compute, or put others in their place."""
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for hook in hooks.values():
+            if not isinstance(hook, GateHook):
+                raise GateError(
+                    f"cannot fold the gate at {site}: {_name(hook)} acts on its module "
+                    "too\n  Take it off first: fgcompile.methods has merge_low_rank, "
+                    "bake_pst, remove_s2ft and remove_distillation for its own."
+                )
+
+
+def _name(hook: Any) -> str:
+    named = hook if hasattr(hook, "__qualname__") else type(hook)
+    return f"the hook {named.__module__}.{named.__qualname__}"
 
 
 def _refuse_shared(model: nn.Module, site: GateSite, fold: Fold) -> None:

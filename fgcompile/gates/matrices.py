@@ -133,6 +133,12 @@ def matrices(
             # Read in two ways, as tied weights are: no one change serves both.
             del found[matrix.parameter]
             members.discard(matrix.parameter)
+    for node in analysis.program.graph.nodes:
+        if node.op == "get_attr" and node.target in found:
+            known_uses = {name for name, _ in found[node.target].uses}
+            if any(user.name not in known_uses for user in node.users):
+                # So is one that is read through a view, transposed for instance.
+                del found[node.target]
     if not found:
         raise GateError(
             f"no weight matrix belongs to a group of kind {', '.join(kinds)}\n"

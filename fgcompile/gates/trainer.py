@@ -72,7 +72,7 @@ def gate_callback() -> Any:
 
 def _warn_of_decay(model: nn.Module | None, optimizer: Any) -> None:
     container = None if model is None else find_container(model)
-    if container is None or container.config.resolved_rate is not None:
+    if model is None or container is None or container.config.resolved_rate:
         return
     own = {id(parameter) for parameter in gate_parameters(model)}
     for group in getattr(optimizer, "param_groups", []):

@@ -19,6 +19,7 @@ from fgcompile.errors import GateError
 from fgcompile.gates import find_container
 from fgcompile.gates.gate import KeepsDtype
 from fgcompile.gates.matrices import Matrix, matrices, weight_of
+from fgcompile.gates.mergeable import Mergeable
 from fgcompile.methods.weight_hooks import MethodHook, freeze, remove_hooks
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -50,7 +51,7 @@ class LowRankAdapter(KeepsDtype):
         return y + nn.functional.linear(low, self.b.to(x.dtype)).to(y.dtype)
 
 
-class LowRankAdapters(nn.Module):
+class LowRankAdapters(Mergeable, nn.Module):
     """All adapters of a model."""
 
     def __init__(self, adapters: list[LowRankAdapter]) -> None:
@@ -61,6 +62,10 @@ class LowRankAdapters(nn.Module):
     def forward(self, x: Any = None) -> Any:
         """`x` itself: an `nn.Sequential` that owns the adapters calls them last."""
         return x
+
+    def merge_into(self, model: nn.Module) -> None:
+        """See `merge_low_rank`."""
+        merge_low_rank(model)
 
     def each(self) -> list[LowRankAdapter]:
         """The adapters in order."""
@@ -98,7 +103,8 @@ def insert_low_rank(
         The same object.
 
     Raises:
-        GateError: If it has adapters already, or there is no such matrix.
+        GateError: If it has adapters already, `rank` is below 1, or there is no such
+            matrix in a module that computes its product and nothing else.
         CaptureError: If the model cannot be captured.
     """
     if find_low_rank(model) is not None:
@@ -106,8 +112,16 @@ def insert_low_rank(
             f"{type(model).__name__} has low-rank adapters already\n"
             "  Merge them with fgcompile.methods.merge_low_rank(model)."
         )
+    if rank < 1:
+        raise GateError(f"insert_low_rank(rank={rank}): expected at least 1")
     analysis = analyze(model, example_inputs)
     found = [m for m in matrices(analysis, model, kinds) if m.whole]
+    if not found:
+        raise GateError(
+            "no module computes the product with one matrix and nothing else, among "
+            f"groups of kind {', '.join(kinds)}\n"
+            "  Gates and PST act on such a model; adapters have no place in it."
+        )
     adapters = LowRankAdapters(
         [LowRankAdapter(m, rank, weight_of(model, m).device) for m in found]
     )

@@ -82,6 +82,8 @@ class PstConfig:
             raise GateError(
                 f"PstConfig(steps={self.steps}, rank={self.rank}): expected at least 1"
             )
+        if not (self.alpha1 or self.alpha2 or self.beta):
+            raise GateError("PstConfig: with all factors 0, nothing is trained")
         if not 0 <= self.sparsity < 1:
             raise GateError(
                 f"PstConfig(sparsity={self.sparsity}): expected a fraction in [0, 1)"
@@ -260,6 +262,9 @@ def _container(model: nn.Module, analysis: Analysis, config: PstConfig) -> PstCo
             module, name, matrix, config.rank, scales, generator
         )
     groups = _groups(analysis, scored, config) if config.structured else []
+    for each in scored.values():
+        if config.structured and not any(group.masks(each) for group in groups):
+            each.freeze_scores()
     return PstContainer(list(scored.values()), groups, config.steps, config.sparsity)
 
 

@@ -18,7 +18,8 @@ class _KeepHighest(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, count: int) -> Tensor:
-        mask = torch.ones_like(scores)
+        # Of a weight that is stored transposed, the scores are no contiguous view.
+        mask = torch.ones_like(scores, memory_format=torch.contiguous_format)
         if count:
             lowest = scores.flatten().topk(count, largest=False, sorted=False).indices
             mask.view(-1)[lowest] = 0.0
@@ -37,6 +38,11 @@ def keep_highest(scores: Tensor, sparsity: float) -> Tensor:
     """
     mask: Tensor = _KeepHighest.apply(scores, int(sparsity * scores.numel()))
     return mask
+
+
+def _full_precision(tensor: Tensor) -> torch.autocast:
+    """No autocast: what is trained would be other weights than what is baked."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 class PstMatrix(KeepsDtype):
@@ -80,14 +86,22 @@ class PstMatrix(KeepsDtype):
         return weight
 
     def effective(self) -> Tensor:
-        """`W + beta U V`, float32, shape `[outputs inputs]`."""
-        weight = oriented(self.parameter, self.matrix).float()
-        return weight + (self.beta * self.u) @ self.v
+        """`W + beta U V`, at least float32, shape `[outputs inputs]`."""
+        weight = oriented(self.parameter, self.matrix)
+        precise = torch.promote_types(weight.dtype, torch.float32)
+        with _full_precision(weight):
+            return weight.to(precise) + (self.beta * self.u) @ self.v
 
     def scores(self, effective: Tensor) -> Tensor:
         """S of every entry; `|Weff|` is a part of it that gradients pass through."""
-        low_rank = self.alpha1 * (self.a @ self.b)
+        with _full_precision(effective):
+            low_rank = self.alpha1 * (self.a @ self.b)
         return effective.abs() + low_rank + self.alpha2 * (self.r + self.c)
+
+    def freeze_scores(self) -> None:
+        """Trains U and V alone, where no mask depends on the scores."""
+        for parameter in (self.a, self.b, self.r, self.c):
+            parameter.requires_grad_(False)
 
     def score_sums(self, dim: int) -> Tensor:
         """S summed over the other dim, without an S; shape `[size of dim]`."""
@@ -102,7 +116,7 @@ class PstMatrix(KeepsDtype):
         return magnitude + self.alpha1 * low_rank + self.alpha2 * lines
 
 
-class PstGroup(nn.Module):
+class PstGroup(KeepsDtype):
     """Rows and columns of several matrices that are kept or masked as one unit."""
 
     def __init__(
@@ -130,6 +144,10 @@ class PstGroup(nn.Module):
         entries = entries.to(members[0][0].parameter.device)
         self.register_buffer("entries", entries, persistent=False)
 
+    def masks(self, matrix: PstMatrix) -> bool:
+        """Whether units lie along a dim of `matrix`."""
+        return any(member is matrix for member, _ in self._members)
+
     def scores(self) -> Tensor:
         """Mean of S over all entries of each unit, shape `[size]`."""
         total = torch.zeros_like(self.get_buffer("entries"))
@@ -150,7 +168,7 @@ class PstGroup(nn.Module):
         return None
 
 
-class PstContainer(nn.Module):
+class PstContainer(KeepsDtype):
     """All matrices of one model, and how far the schedule is.
 
     Attributes:
@@ -195,7 +213,8 @@ class PstContainer(nn.Module):
     def begin_forward(self) -> None:
         """Counts the optimizer step since the last training forward, if there was one.
 
-        R moves in every step: its gradient is that of whole rows, masked or not.
+        Of R, V and B one moves in every step, whichever factor is 0: neither starts
+        where it gets no gradient, and a mask does not stop theirs.
         """
         watched = self._watched()
         self.steps += self.awaiting & (watched != self.seen).any()
@@ -216,7 +235,7 @@ class PstContainer(nn.Module):
         product = effective.new_ones(1, 1)
         for group in self.groups:
             assert isinstance(group, PstGroup)
-            if not any(member is matrix for member, _ in group._members):
+            if not group.masks(matrix):
                 continue
             units = keep_highest(group.scores(), self.sparsity)
             for dim in (0, 1):
@@ -227,4 +246,4 @@ class PstContainer(nn.Module):
 
     def _watched(self) -> Tensor:
         each = [m for m in self.matrices if isinstance(m, PstMatrix)]
-        return torch.cat([m.r.detach().flatten() for m in each])
+        return torch.cat([p.detach().flatten() for m in each for p in (m.r, m.v, m.b)])

@@ -51,6 +51,11 @@ class ShowHook(MethodHook):
         for one in self.shown:
             vars(one.owner)[one.name] = one.weight()
 
+    def hide(self) -> None:
+        """Shows the parameters again, after a forward or what interrupted it."""
+        for one in self.shown:
+            vars(one.owner).pop(one.name, None)
+
 
 class HideHook(MethodHook):
     """Shows the parameters again; a forward hook that also runs after an error."""
@@ -61,8 +66,7 @@ class HideHook(MethodHook):
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """After the forward."""
-        for one in self.before.shown:
-            vars(one.owner).pop(one.name, None)
+        self.before.hide()
 
 
 def show(module: nn.Module, hook: ShowHook) -> None:
@@ -74,6 +78,9 @@ def show(module: nn.Module, hook: ShowHook) -> None:
 def remove_hooks(model: nn.Module, method: str) -> None:
     """No module of `model` has a hook of that method any more."""
     for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, ShowHook) and hook.method == method:
+                hook.hide()
         drop_hooks(module, lambda h: isinstance(h, MethodHook) and h.method == method)
 
 

@@ -160,6 +160,27 @@ def test_shared_weight_is_refused() -> None:
         remove_gates(model, fold=True)
 
 
+class Noting:
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Changes nothing, which nobody can tell from outside."""
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("own", [True, False], ids=["weight", "output"])
+def test_hook_that_may_change_what_is_folded_is_refused(own: bool) -> None:
+    model: Any = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+    if own:
+        torch.nn.utils.weight_norm(model[0])
+    attach(model, [spec("g", "mlp", [site("0", torch.arange(6), where="output")])])
+    if not own:
+        model[0].register_forward_hook(Noting())
+    name = r"torch\.nn\.utils\.weight_norm\.WeightNorm" if own else r"\S+\.Noting"
+    text = rf"cannot fold the gate at output 0 of 0.*: the hook {name} acts on"
+    with pytest.raises(GateError, match=text):
+        remove_gates(model, fold=True)
+    assert gates(model)
+
+
 def test_running_statistics_do_not_move() -> None:
     model: Any = nn.Sequential(nn.BatchNorm2d(6)).train()
     gated = site("0", torch.arange(6), where="output", dim=-3)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fgcompile import GateConfig, gates, insert_gates, lower
+from fgcompile import GateConfig, gates, insert_gates, lower, remove_gates
 from fgcompile.errors import GateError
 from fgcompile.methods import find_low_rank, insert_low_rank, merge_low_rank
 from tests.gates.models import bert, bert_batch
@@ -140,6 +140,32 @@ def test_lowering_merges_what_it_prunes(coupling: Any) -> None:
     assert "low_rank" not in lowered.report.to_markdown()
 
 
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_gates_are_folded_once_the_updates_are_merged(coupling: Any) -> None:
+    model = insert_low_rank(insert_gates(small_bert(), config=config(coupling)))
+    close_some(moved(model))
+    expected = model.eval()(**batch()).logits
+    with pytest.raises(GateError, match=r"_AdapterHook acts on .*\n.*merge_low_rank"):
+        remove_gates(model, fold=True)
+    assert torch.equal(model(**batch()).logits, expected)
+    remove_gates(merge_low_rank(model), fold=True)
+    assert torch.allclose(model(**batch()).logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_a_smaller_module_holds_the_updates(coupling: Any) -> None:
+    model = insert_low_rank(insert_gates(small_bert(), config=config(coupling)))
+    close_some(moved(model))
+    expected = model.eval()(**batch()).logits
+    small = lower(model, "module").model
+    assert torch.allclose(small(**batch()).logits, expected, atol=1e-5)
+    assert type(small) is type(small_bert())
+    assert dict(small.named_parameters()).keys() == (
+        dict(small_bert().named_parameters()).keys()
+    )
+    assert find_low_rank(model) is not None
+
+
 def test_training_moves_gates_and_adapters() -> None:
     model = insert_low_rank(insert_gates(small_bert(), config=config("shared")))
     own = [p for p in model.parameters() if p.requires_grad]
@@ -158,6 +184,40 @@ def test_inserting_twice_and_merging_nothing_are_refused() -> None:
         insert_low_rank(model)
     with pytest.raises(GateError, match="has no low-rank adapters"):
         merge_low_rank(small_bert())
+
+
+def test_nothing_to_adapt_is_refused_and_nothing_frozen() -> None:
+    """nn.MultiheadAttention computes with its weights inside of one forward."""
+    model = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
+    with pytest.raises(GateError, match=r"no module computes .* of kind head"):
+        insert_low_rank(model, 2, (torch.randn(2, 5, 16),), kinds=("head",))
+    assert all(p.requires_grad for p in model.parameters())
+    with pytest.raises(GateError, match=r"rank=0\): expected at least 1"):
+        insert_low_rank(small_bert(), rank=0)
+
+
+class Autoencoder(nn.Module):
+    """Decodes with the transposed weights of its encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.hidden = nn.Linear(8, 16), nn.Linear(16, 16)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.hidden(torch.relu(self.encode(x))))
+        decoded = nn.functional.linear(hidden, self.encode.weight.t())
+        return torch.as_tensor(self.head(decoded))
+
+
+def test_a_weight_that_is_also_read_transposed_gets_no_update() -> None:
+    torch.manual_seed(0)
+    model, x = Autoencoder(), torch.randn(5, 8)
+    adapters = find_low_rank(moved(insert_low_rank(model, 2, (x,))))
+    assert adapters is not None
+    assert [a.matrix.parameter for a in adapters.each()] == ["hidden.weight"]
+    expected = model(x)
+    assert torch.allclose(merge_low_rank(model)(x), expected, atol=1e-5)
 
 
 # -- adapters of peft -----------------------------------------------------------------

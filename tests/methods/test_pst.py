@@ -22,6 +22,7 @@ from fgcompile.methods import (
 )
 from fgcompile.methods.pst_scores import PstMatrix, keep_highest
 from tests.gates.models import bert, bert_batch, mlp
+from tests.methods.models import gpt2, llama
 
 
 def scored(shape: tuple[int, int] = (4, 5), rows: int = 0, rank: int = 2) -> PstMatrix:
@@ -146,6 +147,74 @@ def test_stored_transposed_a_weight_has_the_same_scores() -> None:
     transposed = scored((4, 5), rows=1)
     assert torch.equal(plain.effective(), transposed.effective())
     assert transposed.parameter.shape == (5, 4)
+    masks = [keep_highest(m.scores(m.effective()), 0.4) for m in (plain, transposed)]
+    assert torch.equal(*masks)
+
+
+def causal(model: Any, steps: int, **changes: Any) -> Any:
+    """`model` with scores, after so many steps as a language model."""
+    model = insert_pst(model, PstConfig(steps=steps, sparsity=0.5, **changes))
+    own = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(own, 1e-3)
+    ids = torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(0))
+    model.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize("structured", [False, True])
+def test_weights_that_are_stored_transposed_are_masked_and_baked(
+    structured: bool,
+) -> None:
+    model = causal(gpt2(), 8, structured=structured)
+    ids = torch.arange(10).view(2, 5)
+    expected = model(input_ids=ids).logits
+    assert pst_status(model)["zeros"] >= 0.45
+    bake_pst(model)
+    assert torch.equal(model(input_ids=ids).logits, expected)
+
+
+def test_all_that_is_trained_gets_a_gradient() -> None:
+    """Keys and values that all heads share belong to no unit that is masked."""
+    model = causal(llama(kv=1), 4, structured=True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert all(p.grad is not None for p in trained)
+
+
+@pytest.mark.parametrize("zero", [["alpha2"], ["beta"], ["alpha1", "beta"]])
+def test_steps_are_counted_whatever_adds_to_the_scores(zero: list[str]) -> None:
+    factors: dict[str, Any] = dict.fromkeys(zero, 0.0)
+    model = insert_pst(bert(), PstConfig(steps=10, sparsity=0.5, **factors))
+    train(model, 3)
+    assert pst_status(model)["steps"] == 3
+
+
+@pytest.mark.parametrize("structured", [False, True])
+def test_a_later_cast_leaves_scores_and_schedule_precise(structured: bool) -> None:
+    config = PstConfig(steps=10, sparsity=0.5, structured=structured)
+    model = insert_pst(bert(), config).bfloat16()
+    train(model, 2)
+    for _ in range(3):
+        model.train()(**bert_batch()).loss.backward()
+    assert pst_status(model)["steps"] == 2
+
+
+def test_weights_under_autocast_are_those_that_are_baked() -> None:
+    matrix = moved(scored())
+    plain = (matrix.effective(), matrix.scores(matrix.effective()))
+    with torch.autocast("cpu", torch.bfloat16):
+        low = (matrix.effective(), matrix.scores(matrix.effective()))
+    assert torch.equal(plain[0], low[0])
+    assert torch.equal(plain[1], low[1])
+
+
+def test_double_weights_stay_precise() -> None:
+    model = insert_pst(bert().double(), PstConfig(steps=10))
+    pair: Any = next(iter(find_pst(model).matrices))
+    assert torch.equal(pair.effective(), pair.parameter)
 
 
 # -- the schedule -------------------------------------------------------------------

@@ -13,6 +13,7 @@ from fgcompile.capture import capture
 from fgcompile.capture.inputs import is_transformers_model
 from fgcompile.errors import ExportError, GateError
 from fgcompile.gates import find_container, remove_gates
+from fgcompile.gates.mergeable import merge_methods
 from fgcompile.program import Program
 from fgcompile.targets.module.expressible import Kept, eliminate_in_place
 from fgcompile.targets.module.history import History, history_of, remember
@@ -43,6 +44,7 @@ def lower_to_module(
     """
     _refuse_graph(model)
     plain = copy.deepcopy(model).eval()
+    merge_methods(plain)
     if find_container(plain) is not None:
         _fold(plain)
     return shrink_module(plain, inputs, uniform)
