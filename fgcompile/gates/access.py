@@ -16,6 +16,14 @@ def find_container(model: nn.Module) -> GateContainer | None:
     return next((m for m in model.modules() if isinstance(m, GateContainer)), None)
 
 
+def holder_of(model: nn.Module, part: nn.Module) -> nn.Module:
+    """The module in `model` that `part` was put on, which its paths start from.
+
+    It is `model`, or what `model` wraps.
+    """
+    return next(m for m in model.modules() if part in m._modules.values())
+
+
 def container_of(model: nn.Module) -> GateContainer:
     """The gates in `model` or in what it wraps.
 
@@ -82,7 +90,9 @@ def param_groups(
     own = gate_parameters(model)
     known = {id(parameter) for parameter in own}
     weights = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
-    gate_lr = gate_lr or container_of(model).config.lr or lr
+    own_lr = container_of(model).config.lr
+    given = (rate for rate in (gate_lr, own_lr) if rate is not None)
+    gate_lr = next(given, lr)
     return [
         {"params": weights, "lr": lr, "weight_decay": weight_decay},
         {"params": own, "lr": gate_lr, "weight_decay": 0.0},

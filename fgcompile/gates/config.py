@@ -4,11 +4,37 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fgcompile.errors import GateError
 from fgcompile.gates.latency import LatencyTable
 from fgcompile.gates.parametrization import Parametrization, parametrization
+
+
+def check_choices(config: Any) -> None:
+    """Raises unless every option is one of the choices that its type lists.
+
+    Raises:
+        GateError: If one is not; the choices are named.
+    """
+    for name, hint in get_type_hints(type(config)).items():
+        hints = (hint, *get_args(hint))
+        choices = [c for h in hints if get_origin(h) is Literal for c in get_args(h)]
+        value = getattr(config, name)
+        if choices and isinstance(value, str) and value not in choices:
+            raise GateError(
+                f"{type(config).__name__}({name}={value!r}): expected one of "
+                f"{', '.join(choices)}"
+            )
+
+
+def _check_not_negative(config: Any, names: tuple[str, ...]) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value >= 0:
+            raise GateError(
+                f"{type(config).__name__}({name}={value}): expected at least 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -69,8 +95,10 @@ class Budget:
         """Checks the limits.
 
         Raises:
-            GateError: If there is no limit, or one is not in (0, 1].
+            GateError: If there is no limit, one is not in (0, 1], or another number
+                or choice is none.
         """
+        check_choices(self)
         if not self.limits:
             raise GateError("Budget needs a limit: params=0.6, macs=0.5 or latency=0.7")
         for what, limit in self.limits.items():
@@ -85,6 +113,7 @@ class Budget:
                 raise GateError(f"Budget({name}={number}): expected at least 1")
         if not 0 <= self.evenness <= 1:
             raise GateError(f"Budget(evenness={self.evenness}): expected 0 to 1")
+        _check_not_negative(self, ("begin", "ascent"))
 
     @property
     def limits(self) -> dict[str, float]:
@@ -165,11 +194,17 @@ class GateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Checks the choices against each other.
+        """Checks the choices, by themselves and against each other.
 
         Raises:
-            GateError: If the objective cannot work with the other choices.
+            GateError: If one is none, or the objective cannot work with the others.
         """
+        check_choices(self)
+        _check_not_negative(self, ("weight", "begin", "init_std", "noise", "lr"))
+        if self.rate != "auto" and self.rate is not None and not self.rate > 0:
+            raise GateError(f"GateConfig(rate={self.rate}): expected above 0")
+        if not self.bound > 0:
+            raise GateError(f"GateConfig(bound={self.bound}): expected above 0")
         self.parametrization()
         if (self.resolved_objective == "budget") != (self.budget is not None):
             raise GateError(
@@ -191,6 +226,7 @@ class GateConfig:
                 "  Use it with coupling='none' and the finegates objective."
             )
         self._check_target()
+        self._check_feeling()
 
     def _check_target(self) -> None:
         # Openness spans Phi(-1) to Phi(3): 1 - target below it cannot be reached.
@@ -201,6 +237,16 @@ class GateConfig:
                 f"GateConfig: target_sparsity {self.target_sparsity} is unreachable; "
                 "the openness of a gate is at least 0.159\n"
                 "  Choose at most 0.841, or give a Budget, which counts zeros."
+            )
+
+    def _check_feeling(self) -> None:
+        # Steps are counted by what moves; the schedule waits for the first of them.
+        deaf = self.gate == "finegates" and not self.noise and not self.straight_through
+        if deaf and (self.begin or self.budget is not None):
+            raise GateError(
+                "GateConfig: without noise and straight_through, open gates feel no "
+                "loss, so that no step would ever be counted\n"
+                "  Give one of the two, or neither begin nor a budget."
             )
 
     @property
@@ -241,12 +287,18 @@ class GateConfig:
 
     @classmethod
     def paper_finegates_posttrain(cls) -> GateConfig:
-        """FineGates after training (Llama-2-7B on C4): target 0.3, lr 1e-2."""
+        """FineGates after training (Llama-2-7B on C4): target 0.3, lr 1e-2.
+
+        The authors also gate the output head, whose outputs no lowering can remove.
+        """
         return cls._paper(target_sparsity=0.3, lr=1e-2)
 
     @classmethod
     def paper_finegates_pretrain(cls) -> GateConfig:
-        """FineGates in pre-training (1B Llama): lambda 100 from step 1000, lr 1e-2."""
+        """FineGates in pre-training (1B Llama): lambda 100 from step 1000, lr 1e-2.
+
+        The authors leave the projection back to the residual stream without gates.
+        """
         return cls._paper(weight=100.0, begin=1000, lr=1e-2)
 
     @classmethod

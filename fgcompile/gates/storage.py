@@ -93,7 +93,7 @@ def saved_config(directory: str | os.PathLike[str]) -> GateConfig:
         budget = found.pop("budget")
         limits = None if budget is None else _budget(budget)
         return _made(GateConfig, found | {"budget": limits})
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, GateError, KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{path} is damaged: {error!r:.300}") from error
 
 

@@ -18,8 +18,9 @@ def gate_numbers(model: nn.Module) -> dict[str, float]:
 
     Returns:
         `gates/open`: fraction of all units that are open. `gates/params` and
-        `gates/macs`: fraction of the gated cost in open units. `gates/gap`: largest
-        distance above a limit, if there is a budget. Empty without gates.
+        `gates/macs`: fraction of the gated cost in open units; with a limit on latency
+        also `gates/latency`, predicted for them, over the dense model's. `gates/gap`:
+        largest distance above a limit, if there is a budget. Empty without gates.
     """
     container = find_container(model)
     if container is None:

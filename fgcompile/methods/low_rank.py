@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fgcompile.compiler import Inputs, analyze
 from fgcompile.errors import GateError
 from fgcompile.gates import find_container
+from fgcompile.gates.access import holder_of
 from fgcompile.gates.gate import KeepsDtype
 from fgcompile.gates.matrices import Matrix, matrices, weight_of
 from fgcompile.gates.mergeable import Mergeable
@@ -163,7 +164,7 @@ def merge_low_rank(model: ModuleT) -> ModuleT:
             "  Insert them with fgcompile.methods.insert_low_rank(model)."
         )
     for adapter in adapters.each():
-        weight = weight_of(model, adapter.matrix)
+        weight = weight_of(holder_of(model, adapters), adapter.matrix)
         update = adapter.b.double() @ adapter.a.double()
         update = update if adapter.matrix.rows == 0 else update.T
         weight.copy_((weight.double() + update).to(weight.dtype))

@@ -312,6 +312,7 @@ def test_parameter_groups_separate_gates_from_weights() -> None:
     assert (own["lr"], own["weight_decay"]) == (1e-3, 0.0)
     assert len(weights["params"]) == 4
     assert own["params"] == gate_parameters(model)
+    assert param_groups(model, lr=2e-5, gate_lr=0.0)[1]["lr"] == 0.0
 
 
 def test_plain_gates_have_nothing_to_train() -> None:

@@ -119,6 +119,42 @@ def test_target_sparsity_is_not_the_fraction_of_zeros() -> None:
     assert status(model)["open"] == {"mlp": 1.0}
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"coupling": "non"}, r"coupling='non'\): expected one of shared, none"),
+        ({"objective": "finegate"}, "expected one of budget, finegates, none"),
+        ({"weighting": "x"}, "expected one of cost, equal"),
+        ({"rate": "fast"}, r"rate='fast'\): expected one of auto"),
+        ({"rate": 0.0}, r"rate=0\.0\): expected above 0"),
+        ({"bound": -1.0}, "expected above 0"),
+        ({"noise": -1.0}, r"noise=-1\.0\): expected at least 0"),
+        ({"begin": -1}, "expected at least 0"),
+        ({"weight": math.nan}, "expected at least 0"),
+    ],
+)
+def test_what_is_no_choice_is_refused(options: Any, text: str) -> None:
+    with pytest.raises(GateError, match=rf"^GateConfig\(.*{text}"):
+        GateConfig(**options)
+
+
+@pytest.mark.parametrize("options", [{"of": "whole"}, {"begin": -5}, {"ascent": -1}])
+def test_what_is_no_budget_is_refused(options: Any) -> None:
+    with pytest.raises(GateError, match=r"^Budget\(\w+=.*\): expected "):
+        Budget(params=0.5, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"begin": 3}, {"budget": Budget(params=0.5)}], ids=["begin", "budget"]
+)
+def test_gates_that_would_never_take_a_first_step_are_refused(options: Any) -> None:
+    deaf: dict[str, Any] = {"noise": 0.0, "straight_through": False}
+    with pytest.raises(GateError, match="no step would ever be counted"):
+        GateConfig(**deaf, **options)
+    GateConfig(**deaf)
+    GateConfig(**(deaf | {"noise": 0.1}), **options)
+
+
 def test_unreachable_target_sparsity_is_refused() -> None:
     with pytest.raises(GateError, match=r"0\.9 is unreachable.*\n.*0\.841"):
         GateConfig(target_sparsity=0.9)

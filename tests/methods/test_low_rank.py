@@ -152,6 +152,21 @@ def test_gates_are_folded_once_the_updates_are_merged(coupling: Any) -> None:
     assert torch.allclose(model(**batch()).logits, expected, atol=1e-5)
 
 
+class Wrapper(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+
+def test_what_is_on_a_wrapped_model_is_merged_and_folded() -> None:
+    model = insert_low_rank(insert_gates(small_bert(), config=config("shared")))
+    close_some(moved(model))
+    expected = model.eval()(**batch()).logits
+    wrapper = Wrapper(model)
+    remove_gates(merge_low_rank(wrapper), fold=True)
+    assert torch.allclose(wrapper.inner(**batch()).logits, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("coupling", COUPLINGS)
 def test_a_smaller_module_holds_the_updates(coupling: Any) -> None:
     model = insert_low_rank(insert_gates(small_bert(), config=config(coupling)))
