@@ -59,6 +59,4 @@ def test_what_was_found_is_found_again(tmp_path: Path) -> None:
         now = found[row["better"], row["than"]]["difference"]
         assert now * row["difference"] > 0, row
     assert found["learned", "head"]["holds"]
-    times = [row["relative"] for row in again["switching"]]
-    assert times[-1] < times[0] / 2  # S2FT's part of LoRA's time, as matrices grow
     assert written.read_text(encoding="utf-8") == page(again)

@@ -91,6 +91,7 @@ def test_times_of_methods_are_kept(
     assert (small["width"], wide["width"]) == (64, 2048)
     # LoRA's cost grows with the area, that of adding a few columns with the width.
     assert wide["relative"] < small["relative"] / 2
+    assert wide["relative_to_dense"] < small["relative_to_dense"] / 2
     left = {
         (r["closed"], r["coupling"]): (r["left"], r["relative"])
         for r in record.read("compaction")["records"]

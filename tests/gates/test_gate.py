@@ -98,7 +98,16 @@ def test_noise_is_drawn_only_on_request() -> None:
     assert torch.equal(made.value(), first)
     made.sample_noise()
     assert not torch.equal(made.value(), first)
-    assert torch.equal(made.eval().value(), made.value())
+
+
+def test_noise_is_in_training_factors_alone() -> None:
+    made = gate(published={"mean": 0.0})
+    made.sample_noise()
+    mean = torch.tanh(made.theta) + 0.5
+    noise: Any = made.noise
+    assert noise.abs().min() > 0
+    assert torch.allclose(made.value(), (mean + noise).clamp(0, 1))
+    assert torch.allclose(made.eval().value(), mean.clamp(0, 1))
 
 
 def test_gates_follow_the_device_but_stay_float32() -> None:

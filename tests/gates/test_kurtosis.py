@@ -67,8 +67,9 @@ def test_weights_are_a_softmax_over_what_is_open() -> None:
 
 def test_equal_kurtosis_gives_the_plain_mean() -> None:
     pair, _ = watched(torch.ones(2, 3), MEAN)
-    rows, _ = pair.weights()
-    assert torch.allclose(rows, torch.full((2,), 0.5))
+    rows, columns = pair.weights()
+    assert torch.allclose(rows, torch.full((2,), 1 / 2))
+    assert torch.allclose(columns, torch.full((3,), 1 / 3))
 
 
 def terms(kurtosis: bool) -> tuple[Any, Tensor]:
@@ -79,6 +80,18 @@ def terms(kurtosis: bool) -> tuple[Any, Tensor]:
         gate.logits.data = 0.3 + torch.randn(gate.size)
     model(**bert_batch())
     return model, penalty(model)
+
+
+def openness(gate: Any) -> Tensor:
+    """`P(tanh(theta) + 0.5 + 0.5 noise > 0)` of the paper, 0 where closed by hand."""
+    mean = (torch.tanh(gate.theta.detach()) + 0.5) / 0.5
+    return 0.5 + 0.5 * torch.erf(mean / 2**0.5)
+
+
+def matrices_of(model: Any) -> list[tuple[str, Any]]:
+    paths = {id(p): n.removesuffix(".weight") for n, p in model.named_parameters()}
+    pairs = model.fgcompile_gates.objective.pairs
+    return [(paths[id(pair.weight)], pair) for pair in pairs]
 
 
 def test_term_weights_the_openness_of_every_side() -> None:
@@ -100,6 +113,13 @@ def test_term_weights_the_openness_of_every_side() -> None:
     for ours, theirs in zip(pair.weights(), own[0].weights(), strict=True):
         assert torch.allclose(ours, theirs)
     assert not torch.allclose(term, plain, rtol=1e-3)
+    distances = [
+        abs(float(w @ openness(gates(model)[f"{name}.{side}"])) - (1 - 0.4))
+        for name, each in matrices_of(model)
+        for side, w in zip(("rows", "columns"), each.weights(), strict=True)
+    ]
+    assert len(distances) == len(gates(model)) == 12
+    assert term.item() == pytest.approx(5.0 * sum(distances) / 12, rel=1e-4)
     term.backward()
     closed = ~gates(model)["bert.encoder.layer.0.output.dense.rows"].open
     logits: Any = gates(model)["bert.encoder.layer.0.output.dense.rows"].logits

@@ -22,6 +22,8 @@ from fgcompile.gates import (
     penalty,
     status,
 )
+from fgcompile.gates.flat import flatten
+from fgcompile.gates.objective import Progress
 from fgcompile.gates.selection import units_to_prune
 from tests.gates.models import (
     bert,
@@ -117,6 +119,31 @@ def test_target_sparsity_is_not_the_fraction_of_zeros() -> None:
     set_logits(model, [uniform] * 4, [uniform] * 2)
     assert penalty(model).item() == pytest.approx(0.0, abs=0.05)
     assert status(model)["open"] == {"mlp": 1.0}
+
+
+def test_multipliers_rise_with_the_gap_and_rest_where_gates_close_in_step() -> None:
+    """Of 20 parameters, closing b's first unit leaves 12."""
+    budget = Budget(params=0.5, steps=4, ascent=0.1)
+    model = attach(four(), two_groups(), GateConfig(budget=budget))
+    objective: Any = container_of(model).objective
+    units = flatten(list(gates(model).values()))
+    rate, moved = 0.1 * 6**0.5, torch.tensor(True)
+
+    def after(updates: int, unanimity: float, moved: Tensor = moved) -> Any:
+        progress = Progress(torch.tensor(updates), moved, torch.tensor(unanimity))
+        objective.update(units, progress)
+        return objective.l1.item(), objective.l2.item()
+
+    assert after(1, 0.9) == (0.0, 0.0)
+    assert after(2, 0.0, ~moved) == (0.0, 0.0)
+    l1, l2 = after(2, 0.0)  # everything is open, and the target is 0.75
+    assert (l1, l2) == pytest.approx((rate * 0.25, rate * 0.25**2))
+    gates(model)["b"].close([0])
+    units = flatten(list(gates(model).values()))
+    l1, l2 = after(1, 0.9)  # now 0.6 is open, and 0.875 allowed: down, in step or not
+    assert l1 == 0.0
+    assert l2 == pytest.approx(rate * (0.25**2 + 0.275**2))
+    assert after(4, 0.0) == (0.0, 0.0)  # the target is met, so the pressure ends
 
 
 @pytest.mark.parametrize(
