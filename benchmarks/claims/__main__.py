@@ -9,9 +9,7 @@ them from 200 rows: a pixel further right, or a pixel further down. Asked are
   choices of as many closed rows and columns, and beside methods that remove nothing;
 - `selection`: whether S2FT is best on the smallest activations (2412.06289, table 4);
 - `fusion`: whether adapters of two tasks disturb each other less when they train other
-  channels (its table 5), by the accuracy that is lost by fusing both;
-- `switching`: whether exchanging S2FT adapters gains on LoRA as matrices grow (its
-  figure 6).
+  channels (its table 5), by the accuracy that is lost by fusing both.
 
 Everything trains with AdamW at 1e-2 for 100 epochs (FineGates published: 1e-3, which
 would close nothing in so few steps). Accuracies of every seed stay in
@@ -34,13 +32,11 @@ from benchmarks.claims.network import pretrained
 from benchmarks.claims.s2ft import fusion, selection
 from benchmarks.claims.verdicts import page, verdicts
 from benchmarks.glue.records import write_json
-from benchmarks.machine import ROOT, load_average, versions
-from benchmarks.method_times import switch_times
+from benchmarks.machine import ROOT, versions
 
 RESULTS = ROOT / "benchmarks" / "results" / "claims.json"
 PAGE = ROOT / "docs" / "claims.md"
 SEEDS = 5
-WIDTHS = (256, 1024, 4096)
 
 
 def measure(seeds: int) -> dict[str, Any]:
@@ -68,9 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     accuracies = measure(options.seeds)
     rows = verdicts(accuracies)
-    switching = [switch_times(width) for width in WIDTHS]
-    found = {"versions": versions(), "load_average": load_average()}
-    found |= {"accuracies": accuracies, "verdicts": rows, "switching": switching}
+    found = {"versions": versions(), "accuracies": accuracies, "verdicts": rows}
     write_json(options.results, found)
     options.page.write_text(page(found), encoding="utf-8")
     print(options.page)

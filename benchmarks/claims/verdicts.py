@@ -48,21 +48,11 @@ def page(found: dict[str, Any]) -> str:
     heads = ("claim", "better", "than", "by points", "95 % interval", "verdict")
     seeds = len(found["accuracies"]["adapt"]["learned"])
     gone = found["accuracies"]["adapt"]["removed"]
-    times = [
-        (
-            f"{r['width']}",
-            f"{r['s2ft_ms']:.3f}",
-            f"{r['lora_ms']:.3f}",
-            f"{r['relative']:.2f}",
-        )
-        for r in found["switching"]
-    ]
     return "\n".join(
         [
             _HEAD.format(seeds=seeds, low=min(gone), high=max(gone)),
             table(heads, rows, left=3),
-            _SWITCHING.format(load=found["load_average"]),
-            table(("width", "S2FT [ms]", "LoRA [ms]", "of LoRA"), times),
+            _SWITCHING,
         ]
     )
 
@@ -85,9 +75,8 @@ large ones.
   the accuracy that this costs: with other channels ("apart") or with the same ones.
 """
 _SWITCHING = """\
-Exchanging one adapter for another in a square matrix, S2FT's 32 columns beside LoRA's
-products of rank 16, on one thread by a clock that other processes do not disturb (load
-average {load}):
+Whether adapters of S2FT are exchanged faster than those of LoRA (figure 6) is a matter
+of time, and in [methods](methods.md#s2ft).
 """
 
 
