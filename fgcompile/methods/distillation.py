@@ -9,8 +9,7 @@ logits; CoFi (arXiv 2204.00408), section 3.3, for hidden states while pruning.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,18 +18,20 @@ from torch import Tensor, nn
 
 from fgcompile.errors import GateError
 from fgcompile.gates.hooks import loss_of, share_of, with_loss
-from fgcompile.methods.distillation_terms import (
-    entry_of,
-    hidden_distance,
-    logit_distance,
-    logits_of,
+from fgcompile.methods.distillation_outputs import Masks, logits_of, state_pairs
+from fgcompile.methods.distillation_terms import hidden_distance, logit_distance
+from fgcompile.methods.distillation_watch import (
+    METHOD,
+    keep,
+    kept_from,
+    module_at,
+    release,
 )
 from fgcompile.methods.weight_hooks import MethodHook, remove_hooks
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-METHOD = "distillation"
-UNUSED = ("labels", "num_items_in_batch")
+UNUSED = frozenset({"labels", "num_items_in_batch"})
 """Arguments that the teacher does without."""
 
 
@@ -102,17 +103,22 @@ def distill(
         The same object.
 
     Raises:
-        GateError: If a teacher is there already, or a module has no such path, or
-            hidden states are asked of a model that returns none.
+        GateError: If a teacher is there already, or is the model itself, or a module
+            has no such path, or hidden states are asked of a model that returns none.
     """
     config = config or DistillationConfig()
+    if any(module is model for module in teacher.modules()):
+        raise GateError(
+            f"cannot distil {type(model).__name__} from itself\n"
+            "  Pass a teacher of its own: copy.deepcopy(model) before gates are there."
+        )
     if _hook_of(model) is not None:
         raise GateError(
             f"{type(model).__name__} has a teacher already\n"
             "  Remove it with fgcompile.methods.remove_distillation(model)."
         )
     for path, other in config.paths.items():
-        _module(model, path), _module(teacher, other)
+        module_at(model, path), module_at(teacher, other)
     if config.hidden and not config.paths and not hasattr(model, "main_input_name"):
         raise GateError(
             f"{type(model).__name__} returns no hidden states\n"
@@ -123,6 +129,7 @@ def distill(
     model.register_forward_pre_hook(_AskHook(hook), with_kwargs=True)
     # Before the hook that adds the penalty of gates, which `task` must not scale.
     model.register_forward_hook(hook, prepend=True, with_kwargs=True, always_call=False)
+    model.register_forward_hook(_ForgetHook(hook), always_call=True)
     return model
 
 
@@ -162,7 +169,10 @@ class _AskHook(MethodHook):
         self.hook = hook
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if not _acts(module) or not self.hook.config.hidden:
+        if not _acts(module):
+            return None
+        self.hook.term = None  # so that one batch's graph is held, not two
+        if not self.hook.config.hidden:
             return None
         if self.hook.config.paths:
             self.hook.watch(module)
@@ -187,48 +197,61 @@ class DistillHook(MethodHook):
         """Distils `teacher` into `model`."""
         self.teacher, self.config = teacher, config
         self.names = tuple(inspect.signature(model.forward).parameters)
+        # A decoder whose inputs are not given makes them of the labels.
+        reads = inspect.signature(teacher.forward).parameters
+        makes = {"labels", "decoder_input_ids"} <= reads.keys()
+        self.unused = UNUSED - {"labels"} if makes else UNUSED
         self.last: dict[str, Tensor] = {}
         self.term: Tensor | None = None
         self._seen: dict[str, Tensor] = {}
-        self._handles: list[Any] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without graphs, which belong to this model and cannot be copied."""
+        return vars(self) | {"term": None, "_seen": {}}
 
     def watch(self, module: nn.Module) -> None:
         """Keeps what the named modules of the student return in this forward."""
-        self._seen = {}
-        self._handles = [
-            _module(module, path).register_forward_hook(_keeper(self._seen, path))
-            for path in self.config.paths
-        ]
+        self.forget(module)  # what an interrupt of the last forward may have left
+        keep(module, self.config.paths, self._seen)
+
+    def forget(self, module: nn.Module) -> dict[str, Tensor]:
+        """What was kept; it is kept no more, and no module is watched."""
+        release(module, self.config.paths)
+        seen, self._seen = self._seen, {}
+        return seen
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """The output, with the term in its loss."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
         if not _acts(module):
             return output
         given = dict(zip(self.names, args, strict=False)) | kwargs
-        term = self._term(output, given, args, kwargs)
+        term = self._term(module, given, output, *self._teach(module, args, kwargs))
         loss = loss_of(output, given)
         if loss is None:
             self.term = term
             return output
-        self.term = None
         term = term * share_of(module, given)
         return with_loss(output, self.config.task * loss + term.to(loss.dtype))
 
     def _term(
-        self, output: Any, given: Mapping[str, Any], args: Any, kwargs: Any
+        self,
+        module: nn.Module,
+        given: Mapping[str, Any],
+        output: Any,
+        expected: Any,
+        named: Sequence[tuple[str, Tensor, Tensor]],
     ) -> Tensor:
-        expected, kept = self._teach(args, kwargs)
-        mask = given.get("attention_mask")
+        masks = Masks.of(module, given)
         parts = {}
         if self.config.logits:
             own, other = logits_of(output), logits_of(expected)
-            parts["logits"] = logit_distance(own, other, self.config.temperature, mask)
+            temperature = self.config.temperature
+            parts["logits"] = logit_distance(own, other, temperature, masks.decoder)
         if self.config.hidden:
-            pairs = self._hidden_pairs(output, expected, kept)
-            each = [hidden_distance(own, other, mask) for own, other in pairs]
+            pairs = [(own, other, masks.at(module, at)) for at, own, other in named]
+            if not self.config.paths:
+                pairs = state_pairs(output, expected, masks)
+            each = [hidden_distance(*pair) for pair in pairs]
             parts["hidden"] = torch.stack(each).mean()
         self.last = {name: part.detach() for name, part in parts.items()}
         return sum(
@@ -237,63 +260,41 @@ class DistillHook(MethodHook):
         )
 
     @torch.no_grad()
-    def _teach(self, args: Any, kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
-        """What the teacher returns, and the results of its named modules."""
-        device = next((a.device for a in (*args, *kwargs.values()) if _is(a)), None)
+    def _teach(
+        self, module: nn.Module, args: Any, kwargs: Any
+    ) -> tuple[Any, list[tuple[str, Tensor, Tensor]]]:
+        """What the teacher returns, and by path what named modules of both did."""
+        # First, as the teacher may share modules that are watched.
+        seen = self.forget(module)
+        device = next(
+            (a.device for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None
+        )
         first = next(self.teacher.parameters(), None)
         if device is not None and first is not None and first.device != device:
             self.teacher.to(device)
-        inputs = {k: v for k, v in kwargs.items() if k not in UNUSED}
+        inputs = {k: v for k, v in kwargs.items() if k not in self.unused}
         self.teacher.eval()
-        with _kept(self.teacher, self.config.paths.values()) as kept:
-            return self.teacher(*args, **inputs), kept
-
-    def _hidden_pairs(
-        self, output: Any, expected: Any, kept: dict[str, Tensor]
-    ) -> list[tuple[Tensor, Tensor]]:
-        if self.config.paths:
-            named = self.config.paths.items()
-            return [(self._seen[own], kept[other]) for own, other in named]
-        own, other = (entry_of(o, "hidden_states") for o in (output, expected))
-        return list(zip(own, other, strict=True))
+        paths = self.config.paths if self.config.hidden else {}
+        with kept_from(self.teacher, {*paths.values()}) as kept:
+            expected = self.teacher(*args, **inputs)
+        return expected, [(own, seen[own], kept[at]) for own, at in paths.items()]
 
 
-def _is(value: Any) -> bool:
-    return isinstance(value, Tensor)
+class _ForgetHook(MethodHook):
+    """Lets go of what was seen, also after an error; a forward hook."""
+
+    method = METHOD
+
+    def __init__(self, hook: DistillHook) -> None:
+        self.hook = hook
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if _acts(module):
+            self.hook.forget(module)
 
 
 def _acts(module: nn.Module) -> bool:
     return module.training and not torch.compiler.is_exporting()
-
-
-def _keeper(seen: dict[str, Tensor], path: str) -> Any:
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
-        seen[path] = output if _is(output) else output[0]
-
-    return keep
-
-
-@contextmanager
-def _kept(model: nn.Module, paths: Any) -> Iterator[dict[str, Tensor]]:
-    seen: dict[str, Tensor] = {}
-    handles = [
-        _module(model, path).register_forward_hook(_keeper(seen, path))
-        for path in paths
-    ]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _module(model: nn.Module, path: str) -> nn.Module:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        raise GateError(
-            f"cannot distil: {type(model).__name__} has no module {path!r}"
-        ) from None
 
 
 def _hook_of(model: nn.Module) -> DistillHook | None:

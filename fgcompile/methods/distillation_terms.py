@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -52,25 +49,3 @@ def _check_same(student: Tensor, teacher: Tensor, what: str) -> None:
             f"{what} of student and teacher differ: {list(student.shape)} and "
             f"{list(teacher.shape)}\n  Distil from a model of the same sizes."
         )
-
-
-def logits_of(output: Any) -> Tensor:
-    """The logits in what a model returns.
-
-    Raises:
-        GateError: If it returns none that could be told.
-    """
-    found = output if isinstance(output, Tensor) else entry_of(output, "logits")
-    if not isinstance(found, Tensor):
-        raise GateError(
-            f"no logits in an output of type {type(output).__name__}\n"
-            "  Return a tensor or a mapping with 'logits', or set logits=0."
-        )
-    return found
-
-
-def entry_of(output: Any, name: str) -> Any:
-    """The entry or attribute of that name, None if there is none."""
-    if isinstance(output, Mapping):
-        return output.get(name)
-    return getattr(output, name, None)

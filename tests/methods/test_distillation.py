@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fgcompile import Budget, GateConfig, insert_gates, penalty, status
+from fgcompile import Budget, GateConfig, insert_gates, lower, penalty, status
 from fgcompile.errors import GateError
 from fgcompile.gates import attach, gates
 from fgcompile.methods import (
@@ -31,6 +31,33 @@ def pair(**changes: Any) -> tuple[Any, Any]:
     for gate in gates(student).values():
         gate.close([0, 1])
     return student, teacher
+
+
+def t5(**changes: Any) -> Any:
+    transformers = pytest.importorskip("transformers")
+    options: dict[str, Any] = {
+        "vocab_size": 30,
+        "d_model": 16,
+        "d_kv": 4,
+        "d_ff": 16,
+        "num_layers": 1,
+        "num_heads": 2,
+        "dropout_rate": 0.0,
+        "decoder_start_token_id": 0,
+    }
+    torch.manual_seed(changes.pop("seed", 0))
+    config = transformers.T5Config(**(options | changes))
+    return transformers.T5ForConditionalGeneration(config).eval()
+
+
+def t5_batch() -> dict[str, Tensor]:
+    """Two rows that are as long as their labels, padded elsewhere."""
+    torch.manual_seed(2)
+    labels = torch.randint(1, 30, (2, 4))
+    labels[0, 3:], labels[1, 2:] = -100, -100
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]])
+    ids = torch.randint(1, 30, (2, 4))
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
 # -- the term -------------------------------------------------------------------------
@@ -117,6 +144,49 @@ def test_named_modules_are_compared() -> None:
     assert not hooks
 
 
+@pytest.mark.parametrize("given", ["labels", "decoder_input_ids", "both"])
+def test_encoder_decoder_is_compared_where_its_halves_count(given: str) -> None:
+    student, teacher = t5(), t5(seed=1)
+    batch = t5_batch()
+    labels = batch["labels"]
+    inputs = student._shift_right(labels)
+    mask = (labels != -100).long()
+    if given == "decoder_input_ids":
+        del batch["labels"]
+        batch |= {"decoder_attention_mask": mask}
+    if given != "labels":
+        batch |= {"decoder_input_ids": inputs}
+    own, other = (m(**batch, output_hidden_states=True) for m in (student, teacher))
+    pairs = zip(own.encoder_hidden_states, other.encoder_hidden_states, strict=True)
+    hidden = [hidden_distance(a, b, batch["attention_mask"]) for a, b in pairs]
+    pairs = zip(own.decoder_hidden_states, other.decoder_hidden_states, strict=True)
+    hidden += [hidden_distance(a, b, mask) for a, b in pairs]
+    expected = torch.stack(hidden).mean()
+    expected += logit_distance(own.logits, other.logits, 2.0, mask)
+
+    distill(student, teacher, DistillationConfig(task=0.0)).train()
+    output = student(**batch)
+    term = distillation_loss(student) if output.loss is None else output.loss
+    assert torch.allclose(term, expected, atol=1e-6)
+
+
+def test_named_modules_count_where_their_half_does() -> None:
+    student, teacher = t5(), t5(seed=1)
+    batch = t5_batch()
+    layers = ["encoder.final_layer_norm", "decoder.final_layer_norm"]
+    own, other = (m(**batch, output_hidden_states=True) for m in (student, teacher))
+    masks = batch["attention_mask"], batch["labels"] != -100
+    hidden = [
+        hidden_distance(own[name][-1], other[name][-1], mask)
+        for name, mask in zip(
+            ("encoder_hidden_states", "decoder_hidden_states"), masks, strict=True
+        )
+    ]
+    config = DistillationConfig(task=0.0, logits=0.0, layers=layers)
+    loss = distill(student, teacher, config).train()(**batch).loss
+    assert torch.allclose(loss, torch.stack(hidden).mean())
+
+
 # -- where it acts --------------------------------------------------------------------
 
 
@@ -186,6 +256,55 @@ def test_accumulated_parts_sum_to_one_term() -> None:
     assert torch.allclose(parts[0] + parts[1], whole, atol=1e-6)
 
 
+LAYER = "bert.encoder.layer.0"
+
+
+def test_trained_student_is_copied_and_lowered() -> None:
+    student, teacher = pair()
+    distill(student, teacher, DistillationConfig(layers=[LAYER]))
+    student.train()(**bert_batch()).loss.backward()
+    twin = copy.deepcopy(student)
+    loss = student(**bert_batch()).loss
+    assert torch.equal(twin(**bert_batch()).loss, loss)
+    lower(student.eval(), "module")
+
+
+def test_student_without_a_loss_is_copied_without_its_term() -> None:
+    student = distill(mlp(), mlp(), DistillationConfig(hidden=0.0)).train()
+    student(torch.randn(6, 8))
+    twin = copy.deepcopy(student)
+    assert distillation_loss(student).requires_grad
+    with pytest.raises(GateError, match="holds no term of its own"):
+        distillation_loss(twin)
+    twin(torch.randn(6, 8))
+    distillation_loss(twin).backward()
+    assert student[0].weight.grad is None
+
+
+def test_forward_that_fails_leaves_nothing() -> None:
+    student, teacher = pair()
+    distill(student, teacher, DistillationConfig(layers=[LAYER])).train()
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    handle = student.classifier.register_forward_hook(fail)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            student(**bert_batch())
+    assert not student.get_submodule(LAYER)._forward_hooks
+    handle.remove()
+    student(**bert_batch())
+    hook = distill_hook(student)
+    assert set(hook.last) == {"logits", "hidden"}
+    assert not hook._seen
+
+
+def distill_hook(model: nn.Module) -> Any:
+    hooks = model._forward_hooks.values()
+    return next(hook for hook in hooks if hasattr(hook, "last"))
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -209,9 +328,26 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(GateError, match="has a teacher already"):
         distill(student, teacher)
     remove_distillation(student)
+    for itself in (student, nn.Sequential(student)):
+        with pytest.raises(GateError, match=r"cannot distil Bert.* from itself"):
+            distill(student, itself)
     distill(student.train(), bert(hidden_size=16).eval())
     with pytest.raises(GateError, match=r"hidden states .* differ: \[4, 6, 32\] and"):
         student(**bert_batch())
+
+
+def test_hidden_states_that_cannot_be_paired_are_refused() -> None:
+    student = distill(bert(num_hidden_layers=1), bert()).train()
+    with pytest.raises(
+        GateError, match="differ: 2 hidden_states of the student, 3 hidden_states of"
+    ):
+        student(**bert_batch())
+    text = "differ: 2 decoder_hidden_states, 2 encoder_hidden_states of the student, 3"
+    with pytest.raises(GateError, match=text):
+        distill(t5(), t5(num_decoder_layers=2)).train()(**t5_batch())
+    student = distill(bert(return_dict=False), bert(), DistillationConfig(logits=0))
+    with pytest.raises(GateError, match="no hidden states in an output of type tuple"):
+        student.train()(**bert_batch())
 
 
 # -- loops ----------------------------------------------------------------------------
