@@ -378,21 +378,31 @@ def test_distilled_student_comes_closer_in_a_plain_loop() -> None:
 def test_trainer_distils_and_meets_the_budget(
     tmp_path: Path, accumulation: int
 ) -> None:
-    from tests.gates.test_training import trainer_run
+    from tests.gates.test_loops import trainer
 
-    teacher = bert().eval()
-    student = insert_gates(
-        copy.deepcopy(teacher), config=GateConfig(budget=Budget(params=0.5, steps=20))
+    torch.manual_seed(0)
+    teacher = bert(num_hidden_layers=1, initializer_range=0.3).eval()
+    config = GateConfig(budget=Budget(params=0.7, steps=20))
+    plain, student = (
+        insert_gates(copy.deepcopy(teacher), config=config) for _ in range(2)
     )
-    distill(student, teacher)
-    trainer = trainer_run(
-        tmp_path, student, gradient_accumulation_steps=accumulation, logging_steps=1
-    )
-    assert status(student)["problems"] == []
-    assert status(student)["met"]
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert len(losses) == 30
-    trainer.save_model(str(tmp_path / "saved"))
+    distill(student, teacher, DistillationConfig(task=0.0))
+    options: dict[str, Any] = {
+        "gradient_accumulation_steps": accumulation,
+        "max_steps": 40,
+        "learning_rate": 3e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+    }
+    runs = [trainer(tmp_path, model, **options) for model in (plain, student)]
+    for run, model in zip(runs, (plain, student), strict=True):
+        run.train()
+        assert status(model)["problems"] == []
+        assert status(model)["met"]
+    assert distance(student, teacher) < 0.6 * distance(plain, teacher)
+    losses = [entry["loss"] for entry in runs[1].state.log_history if "loss" in entry]
+    assert len(losses) == 40
+    runs[1].save_model(str(tmp_path / "saved"))
     safetensors = pytest.importorskip("safetensors.torch")
     saved = safetensors.load_file(tmp_path / "saved" / "model.safetensors")
     assert set(saved) <= set(student.state_dict())
