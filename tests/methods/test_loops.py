@@ -1,29 +1,36 @@
-"""The methods in a Trainer: what is trained, and checkpoints that continue."""
+"""The methods in loops that people have: Trainer, Accelerate, compiled, processes."""
 
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from fgcompile import GateConfig, insert_gates, param_groups, status
 from fgcompile.gates import gate_parameters
 from fgcompile.methods import (
+    DistillationConfig,
     PstConfig,
     S2ftConfig,
     bake_pst,
+    distill,
     insert_low_rank,
     insert_pst,
     insert_s2ft,
     pst_status,
     remove_s2ft,
 )
-from tests.gates.models import bert, bert_batch
-from tests.gates.test_loops import trainer
+from tests.gates.models import bert, bert_batch, quiet
+from tests.gates.test_loops import free_port, trainer
 
 METHODS: dict[str, Callable[[Any], Any]] = {
     "pst": lambda m: insert_pst(m, PstConfig(steps=12, sparsity=0.5)),
@@ -131,3 +138,138 @@ def test_published_gates_train_in_a_trainer(tmp_path: Path) -> None:
     found = status(model)
     assert found["problems"] == []
     assert found["steps"] == 12
+
+
+# -- compiled, Accelerate, two processes: as a plain loop -----------------------------
+
+
+def ungated(model: Any) -> Any:
+    return insert_gates(model, config=quiet(coupling="none"))
+
+
+def distilled(model: Any) -> Any:
+    teacher = copy.deepcopy(model).eval()
+    layers = ["bert.encoder.layer.0"]
+    return distill(ungated(model), teacher, DistillationConfig(layers=layers))
+
+
+REPEATABLE: dict[str, Callable[[Any], Any]] = {
+    "gates of one matrix": ungated,
+    "low rank": lambda m: insert_low_rank(ungated(m)),
+    "s2ft": METHODS["s2ft"],
+    "pst": lambda m: insert_pst(m, PstConfig(steps=6, sparsity=0.5)),
+    "pst structured": lambda m: insert_pst(
+        m, PstConfig(steps=6, sparsity=0.5, structured=True)
+    ),
+    "distillation": distilled,
+}
+"""Without noise, and with all of a schedule within the steps of `trained`."""
+
+
+def made(name: str) -> Any:
+    torch.manual_seed(0)
+    return REPEATABLE[name](bert(num_hidden_layers=1, initializer_range=0.2)).train()
+
+
+def trained(name: str, wrap: Callable[..., Any] | None = None) -> dict[str, Tensor]:
+    """State after training on all rows, or under DDP on those of one process."""
+    model = made(name)
+    start = copy.deepcopy(model.state_dict())
+    learned = [n for n, p in model.named_parameters() if p.requires_grad]
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer: Any = torch.optim.SGD(parameters, 0.1)
+    run, backward = model, Tensor.backward
+    if wrap is not None:
+        run, optimizer, backward = wrap(model, optimizer)
+    for step in range(6):
+        batch = bert_batch(step, 8)
+        if dist.is_initialized():
+            half = slice(4 * dist.get_rank(), 4 * dist.get_rank() + 4)
+            batch = {name: value[half] for name, value in batch.items()}
+        optimizer.zero_grad()
+        backward(run(**batch).loss)
+        optimizer.step()
+    state: dict[str, Tensor] = model.state_dict()
+    # Far more than the tolerance of a comparison.
+    assert max(float((state[n] - start[n]).abs().max()) for n in learned) > 0.01
+    return state
+
+
+def assert_near(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-6, msg=key)
+
+
+def accelerated(model: Any, optimizer: Any) -> tuple[Any, Any, Any]:
+    accelerate = pytest.importorskip("accelerate")
+    accelerator = accelerate.Accelerator(cpu=True)
+    return (*accelerator.prepare(model, optimizer), accelerator.backward)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", REPEATABLE)
+def test_accelerate_trains_as_a_plain_loop(name: str) -> None:
+    assert_near(trained(name, accelerated), trained(name))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", REPEATABLE)
+def test_compiled_step_is_the_eager_one(name: str) -> None:
+    """A second step too, as the first finds every count at 0."""
+    grads: list[dict[str, Tensor]] = []
+    for compiled in (False, True):
+        model = made(name)
+        run = torch.compile(model, backend="aot_eager") if compiled else model
+        for step in range(2):
+            model.zero_grad()
+            loss = run(**bert_batch(step)).loss
+            loss.backward()
+        named = [(n, p.grad) for n, p in model.named_parameters()]
+        grads.append({n: g for n, g in named if g is not None} | {"loss": loss})
+    assert len(grads[0]) > 1
+    assert_near(grads[1], grads[0])
+
+
+def as_ddp(model: Any, optimizer: Any) -> tuple[Any, Any, Any]:
+    return DistributedDataParallel(model), optimizer, Tensor.backward
+
+
+def worker(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    try:
+        for name in REPEATABLE:
+            torch.save(trained(name, as_ddp), f"{folder}/{name} {rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def of_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of what two processes trained; starting them takes longest."""
+    pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("processes")
+    context: Any = mp.get_context("spawn")
+    port = free_port()
+    processes = [
+        context.Process(target=worker, args=(rank, port, str(folder)))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", REPEATABLE)
+def test_two_processes_train_as_one(of_processes: Path, name: str) -> None:
+    first, second = (torch.load(of_processes / f"{name} {rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(first[key], value) for key, value in second.items())
+    assert_near(first, trained(name))
