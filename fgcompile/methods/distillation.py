@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fgcompile.errors import GateError
 from fgcompile.gates.hooks import loss_of, share_of, with_loss
+from fgcompile.gates.mergeable import Mergeable
 from fgcompile.methods.distillation_outputs import Masks, logits_of, state_pairs
 from fgcompile.methods.distillation_terms import hidden_distance, logit_distance
 from fgcompile.methods.distillation_watch import (
@@ -180,7 +181,7 @@ class _AskHook(MethodHook):
         return args, kwargs | {"output_hidden_states": True}
 
 
-class DistillHook(MethodHook):
+class DistillHook(Mergeable, MethodHook):
     """Runs the teacher after a training forward, and adds the term to the loss.
 
     Attributes:
@@ -208,6 +209,10 @@ class DistillHook(MethodHook):
     def __getstate__(self) -> dict[str, Any]:
         """Without graphs, which belong to this model and cannot be copied."""
         return vars(self) | {"term": None, "_seen": {}}
+
+    def merge_into(self, model: nn.Module) -> None:
+        """See `remove_distillation`: what was learnt is in the weights."""
+        remove_distillation(model)
 
     def watch(self, module: nn.Module) -> None:
         """Keeps what the named modules of the student return in this forward."""

@@ -266,7 +266,9 @@ def test_trained_student_is_copied_and_lowered() -> None:
     twin = copy.deepcopy(student)
     loss = student(**bert_batch()).loss
     assert torch.equal(twin(**bert_batch()).loss, loss)
-    lower(student.eval(), "module")
+    small = lower(student.eval(), "module").model
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in small.modules())
+    assert torch.equal(student.train()(**bert_batch()).loss, loss)
 
 
 def test_student_without_a_loss_is_copied_without_its_term() -> None:
