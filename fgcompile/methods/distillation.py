@@ -24,6 +24,7 @@ from fgcompile.methods.distillation_terms import hidden_distance, logit_distance
 from fgcompile.methods.distillation_watch import (
     METHOD,
     keep,
+    kept_at,
     kept_from,
     module_at,
     release,
@@ -282,7 +283,10 @@ class DistillHook(Mergeable, MethodHook):
         paths = self.config.paths if self.config.hidden else {}
         with kept_from(self.teacher, {*paths.values()}) as kept:
             expected = self.teacher(*args, **inputs)
-        return expected, [(own, seen[own], kept[at]) for own, at in paths.items()]
+        return expected, [
+            (own, kept_at(module, seen, own), kept_at(self.teacher, kept, at))
+            for own, at in paths.items()
+        ]
 
 
 class _ForgetHook(MethodHook):

@@ -56,6 +56,20 @@ def kept_from(model: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Tens
         release(model, paths)
 
 
+def kept_at(model: nn.Module, seen: dict[str, Tensor], path: str) -> Tensor:
+    """What the module at `path` returned.
+
+    Raises:
+        GateError: If the forward of `model` did not call it.
+    """
+    if path not in seen:
+        raise GateError(
+            f"cannot distil: the forward of {type(model).__name__} calls no {path!r}\n"
+            "  Name modules that it calls in DistillationConfig(layers=[...])."
+        )
+    return seen[path]
+
+
 def module_at(model: nn.Module, path: str) -> nn.Module:
     """The module at `path`.
 

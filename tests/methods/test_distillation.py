@@ -326,6 +326,10 @@ def test_what_does_not_fit_is_refused() -> None:
         distill(student, teacher, DistillationConfig(layers=["bert.layer"]))
     with pytest.raises(GateError, match="Sequential returns no hidden states"):
         distill(mlp(), mlp())
+    distill(student, teacher, DistillationConfig(layers=["bert.encoder.layer"]))
+    with pytest.raises(GateError, match=r"calls no 'bert\.encoder\.layer'"):
+        student.train()(**bert_batch())
+    remove_distillation(student)
     distill(student, teacher)
     with pytest.raises(GateError, match="has a teacher already"):
         distill(student, teacher)
