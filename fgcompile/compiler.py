@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, TypeGuard, TypeVar
 
@@ -21,6 +22,7 @@ from fgcompile.gates.attach import (
     make_container,
 )
 from fgcompile.gates.config import GateConfig
+from fgcompile.gates.hooks import hidden_updates
 from fgcompile.gates.independent import specs_for
 from fgcompile.gates.latency import LatencyTable
 from fgcompile.gates.spec import GateSpec
@@ -40,7 +42,8 @@ def analyze(
     """The coupled groups of a model: what may shrink, with what, and what it is worth.
 
     Weights are not read: a model on the meta device can be analysed. Gates are no part
-    of what is analysed: a model has the same groups with and without them.
+    of what is analysed, nor are updates of S2FT in a module: a model has the same
+    groups with and without them.
 
     Args:
         model: Any module, an FX GraphModule, or a program that was captured before.
@@ -50,11 +53,15 @@ def analyze(
     Raises:
         CaptureError: If the model cannot be captured.
     """
+    if isinstance(model, Program):
+        return find_groups(_without_gates(model))
     container = find_container(model) if isinstance(model, nn.Module) else None
     if container is not None:
         # Tracing leaves buffers as they are, so that nothing may be due in them.
         container.settle()
-    program = model if isinstance(model, Program) else capture(model, example_inputs)
+    hidden = hidden_updates(model) if isinstance(model, nn.Module) else nullcontext()
+    with hidden:
+        program = capture(model, example_inputs)
     return find_groups(_without_gates(program))
 
 

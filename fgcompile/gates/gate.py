@@ -138,6 +138,15 @@ class Gate(KeepsDtype):
         """Undoes every `close`."""
         self.closed.fill_(False)
 
+    @torch.no_grad()
+    def permute(self, order: Tensor) -> None:
+        """Unit `k` is what unit `order[k]` was, with all that is known of it.
+
+        An optimizer that has seen the gate keeps its moments in the old order.
+        """
+        for tensor in (*self.parameters(), *self.buffers()):
+            tensor.copy_(tensor[order.to(tensor.device)])
+
     def forward(self) -> Tensor:
         """Same as `value`, so that a gate can be a node of a graph."""
         return self.value()

@@ -7,7 +7,8 @@ copied model refer to the gates of the copy. A closure would keep using the orig
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +23,34 @@ from fgcompile.gates.linear import costs_less_on_weight, gated_weight
 
 class GateHook:
     """Base of every hook of this package, by which they are found again."""
+
+
+class UpdateHook:
+    """Base of hooks that add an update to a slice of a weight, which merging removes.
+
+    Attributes:
+        hidden: Whether nothing is added for now.
+    """
+
+    hidden = False
+
+
+@contextmanager
+def hidden_updates(model: nn.Module) -> Iterator[None]:
+    """No update of a slice acts: units inside and outside of it are alike."""
+    hooks = [
+        hook
+        for module in model.modules()
+        for hook in module._forward_hooks.values()
+        if isinstance(hook, UpdateHook)
+    ]
+    for hook in hooks:
+        hook.hidden = True
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.hidden = False
 
 
 class InputHook(GateHook):

@@ -4,7 +4,8 @@ Every parameter dim with units of a group is permuted in the same order, so the 
 computes what it did: a sum over units does not depend on their order, and neither do
 heads that attend one by one. Within a unit the order stays, so rotary embeddings keep
 the pairs and frequencies of every head, and a key/value head takes its query heads
-along.
+along. Gates go along as well; the moments that an optimizer holds for them do not, so
+units are reordered before or after training.
 
 The order of units can matter in a way that parameters do not show, such as a slope per
 head that the code makes up. So the outputs are compared, and where they differ the
@@ -23,6 +24,14 @@ from torch.utils import _pytree as pytree
 
 from fgcompile.analysis.coupling import Analysis, CoupledGroup
 from fgcompile.errors import GateError
+from fgcompile.methods.gate_orders import (
+    Moved,
+    Places,
+    gate_orders,
+    gates_beside,
+    permute_gates,
+    places_of,
+)
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest relative difference of the outputs that rounding explains; else 0.05."""
@@ -54,26 +63,73 @@ def permute_units(
         orders: For each group by name, its units in the new order.
 
     Returns:
-        What was done to which parameter; `undo` reverses it.
+        What was done to which parameter. To go back, permute with the inverse
+        `order.argsort()` of every order, the last group first.
 
     Raises:
-        GateError: If an order is not one of the group's units, or the outputs would
-            change. The model is unchanged then.
+        GateError: If an order is not one of the group's units, a gate cannot follow,
+            or the outputs would change. The model is unchanged then.
     """
+    groups = {_group(analysis, name).name for name in orders}
+    return permute(model, analysis, orders, places_of(analysis, groups))
+
+
+def permute(
+    model: nn.Module, analysis: Analysis, orders: Mapping[str, Tensor], places: Places
+) -> list[Permutation]:
+    """The same, with the places of all units."""
     done = [
         permutation
         for name, order in orders.items()
         for permutation in permutations_of(_group(analysis, name), order)
     ]
     if _on_meta(model):
-        apply(model, done)
+        reorder(model, model, done, places)
         return done
     before = _outputs(model, analysis)
-    apply(model, done)
+    reorder(model, model, done, places)
     if not _same(_outputs(model, analysis), before):
-        undo(model, done)
-        raise _refusal(model, analysis, orders, before)
+        reorder(model, model, done, places, back=True)
+        raise _refusal(model, analysis, orders, places, before)
     return done
+
+
+def reorder(
+    model: nn.Module,
+    owner: nn.Module,
+    permutations: list[Permutation],
+    places: Places,
+    back: bool = False,
+) -> None:
+    """Parameters and gates are permuted, or as before that.
+
+    Args:
+        model: Where gates are looked for.
+        owner: The module in it that the parameters are named from.
+        permutations: Of parameters.
+        places: From which those of the gates follow.
+        back: Whether this is undone.
+
+    Raises:
+        GateError: If a gate cannot follow. Nothing is changed then.
+    """
+    container = gates_beside(model, owner)
+    orders = gate_orders(container, places, moved(permutations))
+    if back:
+        undo(owner, permutations)
+        orders = {gate: order.argsort() for gate, order in orders.items()}
+    else:
+        apply(owner, permutations)
+    permute_gates(container, orders)
+
+
+def moved(permutations: list[Permutation]) -> Moved:
+    """What several permutations, one after the other, do to each dim."""
+    orders: dict[tuple[str, int], Tensor] = {}
+    for one in permutations:
+        key = one.parameter, one.dim
+        orders[key] = orders[key][one.order] if key in orders else one.order
+    return orders
 
 
 def permutations_of(group: CoupledGroup, order: Tensor) -> list[Permutation]:
@@ -147,14 +203,18 @@ def _group(analysis: Analysis, name: str) -> CoupledGroup:
 
 
 def _refusal(
-    model: nn.Module, analysis: Analysis, orders: Mapping[str, Tensor], before: Any
+    model: nn.Module,
+    analysis: Analysis,
+    orders: Mapping[str, Tensor],
+    places: Places,
+    before: Any,
 ) -> GateError:
     """Names the first group whose order alone changes the outputs."""
     for name, order in orders.items():
         permutations = permutations_of(_group(analysis, name), order)
-        apply(model, permutations)
+        reorder(model, model, permutations, places)
         same = _same(_outputs(model, analysis), before)
-        undo(model, permutations)
+        reorder(model, model, permutations, places, back=True)
         if not same:
             break
     return GateError(

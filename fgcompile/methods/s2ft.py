@@ -24,15 +24,12 @@ from fgcompile.gates.matrices import (
     matrices,
     units_along,
 )
-from fgcompile.methods.co_permutation import (
-    Permutation,
-    permute_units,
-    undo,
-)
+from fgcompile.methods.co_permutation import Permutation, moved, permute, reorder
+from fgcompile.methods.gate_orders import Places, places_of
 from fgcompile.methods.s2ft_adapter import S2ftAdapter, S2ftEntry, fuse
 from fgcompile.methods.s2ft_blocks import BlockHook, S2ftBlock, Side
 from fgcompile.methods.s2ft_selection import Criterion, rank_units, readers_of
-from fgcompile.methods.weight_hooks import freeze, remove_hooks
+from fgcompile.methods.weight_hooks import freeze, owner_of, remove_hooks
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -81,13 +78,15 @@ class S2ftContainer(nn.Module):
 
     Attributes:
         blocks: One per trained slice.
+        places: Where units lie, by which gates are permuted back.
     """
 
     def __init__(
-        self, blocks: list[S2ftBlock], permutations: list[Permutation]
+        self, blocks: list[S2ftBlock], permutations: list[Permutation], places: Places
     ) -> None:
         """Blocks of a model that was permuted so."""
         super().__init__()
+        self.places = places
         self.blocks = nn.ModuleList(blocks)
         self._permuted = [(one.parameter, one.dim) for one in permutations]
         # Buffers, so that a checkpoint's permuted weights bring their order along.
@@ -122,7 +121,9 @@ def insert_s2ft(
     """Selects, puts the selected units first, and makes their slices trainable.
 
     In place. Everything else is frozen; its outputs are as before. To train other
-    parameters as well, such as a new classifier, set their `requires_grad` afterwards.
+    parameters as well, such as a new classifier or the gates, set their
+    `requires_grad` afterwards. Gates are reordered with the weights, so gate `k` is
+    another unit than before; `remove_s2ft` undoes that. Make the optimizer after this.
 
     Args:
         model: An eager model with the base weights.
@@ -162,13 +163,15 @@ def insert_s2ft(
     )
     orders = {g.name: _front(ranks[g.name], _count(g, config)) for g in groups}
     sliced = list(_slices(analysis, groups, found, config))
-    permutations = permute_units(model, analysis, orders)
+    places = places_of(analysis, orders, found)
+    permutations = permute(model, analysis, orders, places)
     container = S2ftContainer(
         [
             S2ftBlock(m, side, _base(permutations, m, side, size), device_of(model))
             for m, side, size in sliced
         ],
         permutations,
+        places,
     )
     vars(container)["trained"] = freeze(model)
     setattr(model, ATTRIBUTE, container)
@@ -191,9 +194,10 @@ def extract_adapter(model: nn.Module) -> S2ftAdapter:
         GateError: If `model` has no blocks.
     """
     container = _blocks_of(model)
+    owner = owner_of(model, container)
     return S2ftAdapter(
         {
-            (block.matrix.parameter, block.side): _entry(model, container, block)
+            (block.matrix.parameter, block.side): _entry(owner, container, block)
             for block in container.each()
         }
     )
@@ -210,7 +214,8 @@ def _entry(model: nn.Module, container: S2ftContainer, block: S2ftBlock) -> S2ft
 def remove_s2ft(model: ModuleT, fuse_updates: bool = True) -> ModuleT:
     """A plain model in the order of the base model; blocks and permutation are gone.
 
-    Parameters that were trained before `insert_s2ft` are trainable again.
+    Parameters that were trained before `insert_s2ft` are trainable again. Gates stay,
+    in the order of the base model too.
 
     Args:
         model: A model with blocks.
@@ -220,17 +225,18 @@ def remove_s2ft(model: ModuleT, fuse_updates: bool = True) -> ModuleT:
         The same object.
 
     Raises:
-        GateError: If `model` has no blocks.
+        GateError: If `model` has no blocks, or gates that cannot follow.
     """
     container = _blocks_of(model)
+    owner = owner_of(model, container)
     adapter = extract_adapter(model)
+    reorder(model, owner, container.permutations, container.places, back=True)
     remove_hooks(model, "s2ft")
     for module in model.modules():
         for name in [n for n, m in module._modules.items() if m is container]:
             del module._modules[name]
-    undo(model, container.permutations)
     if fuse_updates:
-        fuse(model, adapter)
+        fuse(owner, adapter)
     for parameter in vars(container)["trained"]:
         parameter.requires_grad_(True)
     return model
@@ -306,11 +312,7 @@ def _order(
     permutations: list[Permutation], parameter: str, dim: int, size: int
 ) -> Tensor:
     """Base index of what lies at each index of a dim."""
-    order = torch.arange(size)
-    for one in permutations:
-        if (one.parameter, one.dim) == (parameter, dim):
-            order = order[one.order]
-    return order
+    return moved(permutations).get((parameter, dim), torch.arange(size))
 
 
 def _base(

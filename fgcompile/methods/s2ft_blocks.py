@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fgcompile.gates.gate import KeepsDtype
+from fgcompile.gates.hooks import UpdateHook
 from fgcompile.gates.matrices import Matrix
 from fgcompile.methods.weight_hooks import MethodHook
 
@@ -113,7 +114,7 @@ class S2ftBlock(KeepsDtype):
         return block if self.matrix.rows == 0 else block.T
 
 
-class BlockHook(MethodHook):
+class BlockHook(MethodHook, UpdateHook):
     """Adds an update to what a module returns; a forward hook with keywords."""
 
     method = "s2ft"
@@ -124,5 +125,7 @@ class BlockHook(MethodHook):
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """The output with the update."""
+        if self.hidden:
+            return output
         x = (args or tuple(kwargs.values()))[0]
         return self.block(output, x)
