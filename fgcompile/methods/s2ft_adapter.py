@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fgcompile.errors import FormatError, GateError
 from fgcompile.files import read_described, read_file, write_described
-from fgcompile.methods.s2ft_blocks import Side
+from fgcompile.methods.s2ft_blocks import BlockHook, Side
 
 SCHEMA_VERSION = 1
 MANIFEST = "adapter.json"
@@ -157,7 +157,8 @@ def fuse(model: nn.Module, adapter: S2ftAdapter) -> S2ftAdapter:
         The slices that were there, for `restore`.
 
     Raises:
-        GateError: If a weight is missing or has another shape; nothing changed then.
+        GateError: If a weight is missing or has another shape, or the model still has
+            blocks; nothing changed then.
     """
     check_fits(model, adapter)
     replaced = {}
@@ -166,7 +167,8 @@ def fuse(model: nn.Module, adapter: S2ftAdapter) -> S2ftAdapter:
         indices = entry.indices.to(weight.device)
         old = weight.index_select(entry.dim, indices)
         replaced[key] = _with_block(entry, old.clone())
-        new = old.float() + entry.block.to(weight.device)
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        new = old.to(wide) + entry.block.to(weight.device)
         weight.index_copy_(entry.dim, indices, new.to(weight.dtype))
     return S2ftAdapter(replaced)
 
@@ -179,14 +181,19 @@ def unfuse(model: nn.Module, adapter: S2ftAdapter) -> None:
     last place of the larger of `|w|` and `|w + update|`. `restore` is exact.
 
     Raises:
-        GateError: If a weight is missing or has another shape; nothing changed then.
+        GateError: If a weight is missing or has another shape, or the model still has
+            blocks; nothing changed then.
     """
     fuse(model, negated(adapter))
 
 
 @torch.no_grad()
 def restore(model: nn.Module, replaced: S2ftAdapter) -> None:
-    """The slices that `fuse` replaced are back, bit by bit."""
+    """The slices that `fuse` replaced are back, bit by bit.
+
+    Raises:
+        GateError: As `fuse` does.
+    """
     check_fits(model, replaced)
     # Backwards: where a row and a column cross, the first one saw the base.
     for (name, _), entry in reversed(replaced.entries.items()):
@@ -199,7 +206,8 @@ def switch(model: nn.Module, old: S2ftAdapter, new: S2ftAdapter) -> None:
     """The weights of `model` hold the updates of `new` instead of those of `old`.
 
     Raises:
-        GateError: If a weight is missing or has another shape; nothing changed then.
+        GateError: If a weight is missing or has another shape, or the model still has
+            blocks; nothing changed then.
     """
     check_fits(model, new)
     unfuse(model, old)
@@ -218,7 +226,19 @@ def _with_block(entry: S2ftEntry, block: Tensor) -> S2ftEntry:
 
 
 def check_fits(model: nn.Module, adapter: S2ftAdapter) -> None:
-    """Raises a GateError at the first weight that `adapter` does not fit."""
+    """Raises a GateError at the first weight that `adapter` does not fit.
+
+    A model with blocks is none that an adapter fits: its units lie in another order.
+    """
+    if any(
+        isinstance(hook, BlockHook)
+        for module in model.modules()
+        for hook in module._forward_hooks.values()
+    ):
+        raise GateError(
+            f"adapter does not fit: {type(model).__name__} still has S2FT blocks\n"
+            "  Call remove_s2ft(model) first."
+        )
     parameters = dict(model.named_parameters())
     for (name, _), entry in adapter.entries.items():
         if name not in parameters:
