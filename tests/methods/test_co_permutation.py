@@ -105,6 +105,29 @@ def test_order_that_the_code_depends_on_is_refused() -> None:
         assert torch.equal(p, state[n])
 
 
+class Masked(nn.Module):
+    """One output is masked, and one is not defined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + self.down(self.up(x))
+        first, last = torch.arange(4) == 0, torch.arange(4) == 3
+        return y.masked_fill(first, -torch.inf).masked_fill(last, torch.nan)
+
+
+def test_outputs_without_a_finite_value_may_stay_so() -> None:
+    model, x = Masked(), torch.randn(3, 4)
+    before = model(x)
+    analysis = analyze(model, (x,))
+    orders = reversed_orders(analysis, ("mlp",))
+    assert orders
+    permute_units(model, analysis, orders)
+    torch.testing.assert_close(model(x), before, equal_nan=True)
+
+
 @pytest.mark.parametrize("order", [[0, 1], [0] * 48, list(range(1, 49))])
 def test_order_must_have_each_unit_once(order: list[int]) -> None:
     model = llama()
