@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,9 @@ from fgcompile.errors import GateError
 from fgcompile.gates.matrices import (
     Matrix,
     chosen_groups,
-    device_of,
     matrices,
     units_along,
+    weight_of,
 )
 from fgcompile.methods.co_permutation import Permutation, moved, permute, reorder
 from fgcompile.methods.gate_orders import Places, places_of
@@ -61,11 +61,16 @@ class S2ftConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Checks the fractions.
+        """Checks the fractions and the criterion.
 
         Raises:
-            GateError: If one is not in [0, 1].
+            GateError: If a fraction is not in [0, 1], or there is no such criterion.
         """
+        if self.by not in get_args(Criterion):
+            raise GateError(
+                f"S2ftConfig(by={self.by!r}): expected one of "
+                f"{', '.join(get_args(Criterion))}"
+            )
         for what in ("heads", "channels"):
             if not 0 <= getattr(self, what) <= 1:
                 raise GateError(
@@ -147,10 +152,16 @@ def insert_s2ft(
         )
     analysis = analyze(model, example_inputs)
     found = [m for m in matrices(analysis, model) if m.whole]
-    groups = chosen_groups(analysis, ("mlp", "head"))
-    groups = [g for g in groups if readers_of([g], found)[g.name] and _count(g, config)]
-    if not groups:
+    wanted = [
+        group
+        for group in chosen_groups(analysis, ("mlp", "head"))
+        if _count(group, config)
+    ]
+    if not wanted:
         raise _nothing(config)
+    groups = [group for group in wanted if readers_of([group], found)[group.name]]
+    if not groups:
+        raise _unread(wanted)
     ranks = rank_units(
         model,
         groups,
@@ -167,7 +178,9 @@ def insert_s2ft(
     permutations = permute(model, analysis, orders, places)
     container = S2ftContainer(
         [
-            S2ftBlock(m, side, _base(permutations, m, side, size), device_of(model))
+            S2ftBlock(
+                m, side, _base(permutations, m, side, size), weight_of(model, m).device
+            )
             for m, side, size in sliced
         ],
         permutations,
@@ -260,6 +273,15 @@ def _nothing(config: S2ftConfig) -> GateError:
     )
 
 
+def _unread(groups: list[CoupledGroup]) -> GateError:
+    return GateError(
+        f"S2FT selects nothing: no module of the model multiplies a weight with all of "
+        f"{groups[0].name} as its input\n"
+        "  Blocks are added to what such modules return, as nn.Linear does. Use "
+        "methods.insert_pst(model), which needs none."
+    )
+
+
 def _count(group: CoupledGroup, config: S2ftConfig) -> int:
     fraction = config.heads if group.kind == "head" else config.channels
     return round(fraction * group.size)
@@ -294,16 +316,19 @@ def _slices(
                 if index is None or (side == "rows" and not config.rows):
                     continue
                 if (matrix.parameter, dim) not in scored:
-                    yield matrix, side, _leading(group, index, _count(group, config))
+                    count = _count(group, config)
+                    yield matrix, side, _leading(group, index, count, side)
 
 
-def _leading(group: CoupledGroup, index: Tensor, count: int) -> int:
+def _leading(group: CoupledGroup, index: Tensor, count: int, side: Side) -> int:
     """How many indices the first `count` units take, which must lie in front."""
     selected = ((index >= 0) & (index < count)).nonzero().flatten()
     if not torch.equal(selected, torch.arange(len(selected))):
+        whole = "rows=False to train columns alone, or " if side == "rows" else ""
+        kind = "heads" if group.kind == "head" else "channels"
         raise GateError(
             f"the units of {group.name} are no slice of a dim of {len(index)}\n"
-            "  Set heads=0 or channels=0 to leave groups of that kind out."
+            f"  Set {whole}{kind}=0 to leave groups of that kind out."
         )
     return len(selected)
 

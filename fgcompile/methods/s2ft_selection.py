@@ -52,11 +52,13 @@ def rank_units(
         by: What is measured; all but the first two need `calibration`.
         largest: Whether the largest come first, or the smallest.
         seed: Of the random order.
-        calibration: Inputs of the model, each a tuple or a dict.
+        calibration: Inputs of the model, each a tensor, a tuple or a dict. Where a
+            dict has an `attention_mask [batch length]`, activations
+            `[batch length ...]` count where it is not 0.
         loss: From outputs to a scalar, for gradients; None takes `outputs.loss`.
 
     Raises:
-        GateError: If calibration data is missing.
+        GateError: If calibration data is missing, or a loss to differentiate.
     """
     if by == "random":
         generator = torch.Generator().manual_seed(seed)
@@ -100,7 +102,9 @@ def _norms(group: CoupledGroup, readers: list[Matrix], squares: Statistics) -> T
         index = units_along(group, matrix, matrix.columns)
         assert index is not None
         inside = index >= 0
-        total.index_add_(0, index[inside], squares[matrix.parameter].cpu()[inside])
+        if matrix.parameter in squares:  # else no batch came there
+            found = squares[matrix.parameter].cpu()
+            total.index_add_(0, index[inside], found[inside])
     return total.sqrt()
 
 
@@ -113,32 +117,76 @@ def _statistics(
 ) -> Statistics:
     if by == "weight":
         return {}
-    if calibration is None:
+    measured: Statistics = {}
+    padding = _Padding()
+    distinct = {m.parameter: m for each in readers.values() for m in each}
+    batches = 0
+    watch = (
+        _gradients(model, list(distinct.values()), measured)
+        if by == "gradient"
+        else _activations(model, list(distinct.values()), measured, padding)
+    )
+    with eval_mode(model), watch, torch.set_grad_enabled(by == "gradient"):
+        for batch in calibration or ():
+            batches += 1
+            inputs = batch if isinstance(batch, Mapping) else {}
+            padding.mask = inputs.get("attention_mask")
+            outputs = model(*_positional(batch), **inputs)
+            if by == "gradient":
+                _loss_of(outputs, loss).backward()
+    if not batches:
         raise GateError(
             f"selection by {by} needs calibration data\n"
             "  Pass calibration=[batch, ...]; the paper takes 1 % of the data."
         )
-    measured: Statistics = {}
-    distinct = {m.parameter: m for each in readers.values() for m in each}
-    observe = _gradients if by == "gradient" else _activations
-    with eval_mode(model), observe(model, list(distinct.values()), measured):
-        for batch in calibration:
-            inputs = batch if isinstance(batch, Mapping) else {}
-            args = () if isinstance(batch, Mapping) else batch
-            with torch.set_grad_enabled(by == "gradient"):
-                outputs = model(*args, **inputs)
-            if by == "gradient":
-                (outputs.loss if loss is None else loss(outputs)).backward()
     return measured
+
+
+def _positional(batch: Any) -> tuple[Any, ...]:
+    if isinstance(batch, Mapping):
+        return ()
+    return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+
+
+def _loss_of(outputs: Any, loss: Callable[[Any], Tensor] | None) -> Tensor:
+    value = _returned_loss(outputs) if loss is None else loss(outputs)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise GateError(
+            "selection by gradient needs a loss, which is a scalar\n"
+            "  Put labels into the calibration batches of a model that returns a loss "
+            "then, or pass loss=a function of its outputs."
+        )
+    return value
+
+
+def _returned_loss(outputs: Any) -> Any:
+    if isinstance(outputs, Mapping):
+        return outputs.get("loss")
+    return getattr(outputs, "loss", None)
+
+
+class _Padding:
+    """Which tokens of the current batch are padding, if that is known."""
+
+    def __init__(self) -> None:
+        self.mask: Any = None
+
+    def without(self, x: Tensor) -> Tensor:
+        """The rows of `x [... inputs]` that are not padding, `[rows inputs]`."""
+        mask = self.mask
+        known = isinstance(mask, Tensor) and mask.dim() == 2 < x.dim()
+        if known and x.shape[:2] == mask.shape:
+            x = x[mask.to(x.device) != 0]
+        return x.reshape(-1, x.shape[-1])
 
 
 @contextmanager
 def _activations(
-    model: nn.Module, found: list[Matrix], measured: Statistics
+    model: nn.Module, found: list[Matrix], measured: Statistics, padding: _Padding
 ) -> Iterator[None]:
     handles = []
     for matrix in found:
-        hook = _ColumnSquares(matrix.parameter, measured)
+        hook = _ColumnSquares(matrix.parameter, measured, padding)
         module = model.get_submodule(matrix.reader)
         handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     try:
@@ -149,12 +197,12 @@ def _activations(
 
 
 class _ColumnSquares:
-    def __init__(self, name: str, measured: Statistics) -> None:
-        self.name, self.measured = name, measured
+    def __init__(self, name: str, measured: Statistics, padding: _Padding) -> None:
+        self.name, self.measured, self.padding = name, measured, padding
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         x = (args or tuple(kwargs.values()))[0].detach().float()
-        squares = x.reshape(-1, x.shape[-1]).square().sum(0)
+        squares = self.padding.without(x).square().sum(0)
         self.measured[self.name] = self.measured.get(self.name, 0) + squares
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fgcompile import GateConfig, analyze, gates, insert_gates
 from fgcompile.errors import GateError
 from fgcompile.methods import (
+    Permutation,
     S2ftConfig,
     extract_adapter,
     find_s2ft,
@@ -41,12 +42,27 @@ def train(model: Any, steps: int, parameters: list[nn.Parameter] | None = None) 
 # -- selection ----------------------------------------------------------------------
 
 
+SEED = 1
+"""Under which the selected heads are not the first ones."""
+
+
+def is_moved(one: Permutation) -> bool:
+    return not torch.equal(one.order, torch.arange(len(one.order)))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_stay_and_the_selected_are_in_front(name: str) -> None:
     model = MODELS[name]()
     before = model(ids()).logits
     names = [n for n, _ in model.named_parameters()]
-    insert_s2ft(model, S2ftConfig(heads=1.0, channels=0.25, seed=3))
+    few = S2ftConfig(heads=1.0 if "MQA" in name else 0.5, channels=0.25, seed=SEED)
+    insert_s2ft(model, few)
+    container = find_s2ft(model)
+    assert container is not None
+    moved = {one.parameter for one in container.permutations if is_moved(one)}
+    attention = {n for n in moved if "attn" in n or "attention" in n}
+    assert moved - attention, "channels stay where they are"
+    assert bool(attention) == ("MQA" not in name), "one key head has nowhere to go"
     assert torch.allclose(model(ids()).logits, before, atol=1e-5)
     trained = [n for n, p in model.named_parameters() if p.requires_grad]
     assert trained == ["fgcompile_s2ft.blocks.0.block", "fgcompile_s2ft.blocks.1.block"]
@@ -143,8 +159,138 @@ def test_random_selection_has_a_seed_and_equal_counts_per_layer() -> None:
 
 
 def test_selection_by_data_needs_data() -> None:
-    with pytest.raises(GateError, match="selection by activation needs calibration"):
-        insert_s2ft(small_bert(), S2ftConfig(heads=1, by="activation"))
+    for calibration in (None, [], iter(())):
+        with pytest.raises(GateError, match="by activation needs calibration data"):
+            insert_s2ft(
+                small_bert(),
+                S2ftConfig(heads=1, by="activation"),
+                calibration=calibration,
+            )
+
+
+def test_padding_is_not_measured() -> None:
+    base, channels = small_bert(), []
+    for filler in (0, 7):
+        batch = bert_batch()
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+        batch["attention_mask"][:, 3:] = 0
+        batch["input_ids"][:, 3:] = filler
+        model = copy.deepcopy(base)
+        config = S2ftConfig(heads=0, channels=0.25, by="activation")
+        insert_s2ft(model, config, calibration=[batch])
+        channels.append(selected(model, "output.dense"))
+    cut = {"input_ids": bert_batch()["input_ids"][:, :3]}
+    model = insert_s2ft(copy.deepcopy(base), config, calibration=[cut])
+    assert channels[0] == channels[1] == selected(model, "output.dense")
+
+
+def chain() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+
+
+@pytest.mark.parametrize("by", ["activation", "gradient"])
+def test_batch_that_is_a_tensor_is_one_input(by: Any) -> None:
+    bases = []
+    x = torch.linspace(-1, 1, 56).view(1, 7, 8)
+    for batch in (x, (x,), [x]):
+        config = S2ftConfig(channels=0.25, by=by)
+        model = insert_s2ft(
+            chain(), config, (x,), calibration=[batch], loss=lambda y: y.square().sum()
+        )
+        bases.append([e.indices.tolist() for e in entries(model)])
+    assert bases[0] == bases[1] == bases[2]
+
+
+def entries(model: nn.Module) -> list[Any]:
+    return list(extract_adapter(model).entries.values())
+
+
+def test_gradient_needs_a_loss() -> None:
+    config = S2ftConfig(channels=0.25, by="gradient")
+    batch = {"input_ids": bert_batch()["input_ids"]}
+    with pytest.raises(GateError, match=r"needs a loss.*\n  Put labels .* loss="):
+        insert_s2ft(small_bert(), config, calibration=[batch])
+    x = (torch.randn(2, 8),)
+    for loss in (None, lambda y: y):
+        with pytest.raises(GateError, match="selection by gradient needs a loss"):
+            insert_s2ft(chain(), config, x, calibration=[x], loss=loss)
+
+
+def test_unknown_criterion_is_refused() -> None:
+    with pytest.raises(GateError, match=r"by='gradients'\): expected one of random, w"):
+        S2ftConfig(by="gradients")  # type: ignore[arg-type]
+
+
+class Unread(nn.Module):
+    """Its hidden units are read by a product that no module makes alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Parameter(torch.randn(8, 16))
+        self.out = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.up(x))
+        return self.out(x + nn.functional.linear(hidden, self.down))
+
+
+def test_units_that_no_module_reads_are_named() -> None:
+    with pytest.raises(GateError, match="no module of the model multiplies a weight"):
+        insert_s2ft(Unread(), S2ftConfig(channels=0.5), (torch.randn(2, 8),))
+
+
+class Fused(nn.Module):
+    """One matrix makes a gate and a value for every hidden unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 32), nn.Linear(16, 8)
+        self.out = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.up(x).chunk(2, dim=-1)
+        return self.out(x + self.down(gate.sigmoid() * value))
+
+
+def test_rows_that_lie_apart_are_refused_and_columns_are_not() -> None:
+    x = (torch.randn(2, 8),)
+    match = r"no slice of a dim of 32\n  Set rows=False .*, or channels=0"
+    with pytest.raises(GateError, match=match):
+        insert_s2ft(Fused(), S2ftConfig(channels=0.25, rows=True), x)
+    assert len(entries(insert_s2ft(Fused(), S2ftConfig(channels=0.25), x))) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_removing_untrained_blocks_leaves_every_bit(dtype: torch.dtype) -> None:
+    model = small_bert().to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    for p in model.parameters():
+        p.data = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(
+            dtype
+        )
+    before = [p.detach().clone() for p in model.parameters()]
+    remove_s2ft(insert_s2ft(model, S2ftConfig(0.5, 0.25, rows=True)))
+    for parameter, old in zip(model.parameters(), before, strict=True):
+        assert torch.equal(parameter, old)
+
+
+def test_blocks_are_where_their_weights_are() -> None:
+    class Spread(nn.Module):
+        """Its first parameter is on another device, as in a model that is spread."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = nn.Parameter(torch.ones(1, device="meta"))
+            self.layers = chain()
+
+        def forward(self, x: Tensor) -> Any:
+            return self.layers(x)
+
+    x = torch.randn(2, 8)
+    model = insert_s2ft(Spread(), S2ftConfig(channels=0.25), (x,))
+    assert {e.block.device.type for e in entries(model)} == {"cpu"}
+    model(x).sum().backward()
 
 
 def test_few_key_heads_leave_channels_alone_and_nothing_is_an_error() -> None:
