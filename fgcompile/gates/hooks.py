@@ -38,12 +38,10 @@ class UpdateHook:
 @contextmanager
 def hidden_updates(model: nn.Module) -> Iterator[None]:
     """No update of a slice acts: units inside and outside of it are alike."""
-    hooks = [
-        hook
-        for module in model.modules()
-        for hook in module._forward_hooks.values()
-        if isinstance(hook, UpdateHook)
+    every_hook: list[Any] = [
+        hook for module in model.modules() for hook in module._forward_hooks.values()
     ]
+    hooks = [hook for hook in every_hook if isinstance(hook, UpdateHook)]
     for hook in hooks:
         hook.hidden = True
     try:

@@ -158,14 +158,11 @@ def test_random_selection_has_a_seed_and_equal_counts_per_layer() -> None:
     assert sizes == [16, 12, 16, 12]
 
 
-def test_selection_by_data_needs_data() -> None:
-    for calibration in (None, [], iter(())):
-        with pytest.raises(GateError, match="by activation needs calibration data"):
-            insert_s2ft(
-                small_bert(),
-                S2ftConfig(heads=1, by="activation"),
-                calibration=calibration,
-            )
+@pytest.mark.parametrize("calibration", [None, [], iter(())])
+def test_selection_by_data_needs_data(calibration: Any) -> None:
+    config = S2ftConfig(heads=1, by="activation")
+    with pytest.raises(GateError, match="selection by activation needs calibration"):
+        insert_s2ft(small_bert(), config, calibration=calibration)
 
 
 def test_padding_is_not_measured() -> None:
