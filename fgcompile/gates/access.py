@@ -16,12 +16,16 @@ def find_container(model: nn.Module) -> GateContainer | None:
     return next((m for m in model.modules() if isinstance(m, GateContainer)), None)
 
 
-def holder_of(model: nn.Module, part: nn.Module) -> nn.Module:
-    """The module in `model` that `part` was put on, which its paths start from.
+def owner_of(model: nn.Module, part: nn.Module) -> nn.Module:
+    """The module that `part` was put on, from which names and paths start.
 
     It is `model`, or what `model` wraps.
     """
-    return next(m for m in model.modules() if part in m._modules.values())
+    return next(
+        module
+        for module in model.modules()
+        if any(child is part for child in module._modules.values())
+    )
 
 
 def container_of(model: nn.Module) -> GateContainer:

@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Variable
+
+from fgcompile.errors import GateError
 
 
 def gathered(tensor: Tensor) -> Tensor:
@@ -21,6 +23,26 @@ def gathered(tensor: Tensor) -> Tensor:
     """
     whole = getattr(tensor, "full_tensor", None)
     return tensor if whole is None else whole()
+
+
+def refuse_shards(model: nn.Module) -> None:
+    """Raises where FSDP2 holds parameters of `model` in parts.
+
+    Some are whole at times, as those of the root after a forward, but what is written
+    there is lost.
+
+    Raises:
+        GateError: If it does.
+    """
+    if several():
+        from torch.distributed.fsdp import FSDPModule
+
+        if any(isinstance(module, FSDPModule) for module in model.modules()):
+            raise GateError(
+                f"{type(model).__name__} is sharded, so its weights cannot be read or "
+                "changed here\n  Load torch.distributed.checkpoint.state_dict."
+                "get_model_state_dict into a model of one process that was made alike."
+            )
 
 
 def average_after_backward(

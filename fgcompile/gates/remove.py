@@ -10,7 +10,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from fgcompile.errors import GateError
-from fgcompile.gates.access import container_of, holder_of
+from fgcompile.gates.access import container_of, owner_of
 from fgcompile.gates.fold import fold_gates
 from fgcompile.gates.hooks import GateHook, InputHook, ParameterHook
 
@@ -39,7 +39,7 @@ def remove_gates(model: ModuleT, fold: bool = False) -> ModuleT:
     graphs = [m for m in model.modules() if isinstance(m, GraphModule)]
     if fold:
         _refuse_graphs(graphs)
-        fold_gates(holder_of(model, container), container)
+        fold_gates(owner_of(model, container), container)
     for graph_module in graphs:
         _strip_nodes(graph_module)
     for module in model.modules():

@@ -15,14 +15,13 @@ from torch import Tensor, nn
 
 from fgcompile.analysis.coupling import Analysis, Member
 from fgcompile.errors import GateError
-from fgcompile.gates.access import find_container
+from fgcompile.gates.access import find_container, owner_of
 from fgcompile.gates.container import GateContainer
 from fgcompile.gates.gate import Gate
 from fgcompile.gates.independent import ROW
 from fgcompile.gates.kurtosis import KurtosisObjective
 from fgcompile.gates.matrices import Matrix
 from fgcompile.gates.spec import GateSpec
-from fgcompile.methods.weight_hooks import owner_of
 
 Moved = Mapping[tuple[str, int], Tensor]
 """By parameter and dim: what is at each index now, as indices before."""

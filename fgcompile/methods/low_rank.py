@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from fgcompile.compiler import Inputs, analyze
 from fgcompile.errors import GateError
 from fgcompile.gates import find_container
-from fgcompile.gates.access import holder_of
+from fgcompile.gates.access import owner_of
 from fgcompile.gates.gate import KeepsDtype
 from fgcompile.gates.matrices import Matrix, matrices, weight_of
 from fgcompile.gates.mergeable import Mergeable
+from fgcompile.gates.processes import refuse_shards
 from fgcompile.methods.weight_hooks import MethodHook, freeze, remove_hooks
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -155,7 +156,7 @@ def merge_low_rank(model: ModuleT) -> ModuleT:
     """The weights of `model` hold the updates, and the adapters are gone. In place.
 
     Raises:
-        GateError: If `model` has no adapters.
+        GateError: If `model` has no adapters, or is sharded.
     """
     adapters = find_low_rank(model)
     if adapters is None:
@@ -163,8 +164,9 @@ def merge_low_rank(model: ModuleT) -> ModuleT:
             f"{type(model).__name__} has no low-rank adapters\n"
             "  Insert them with fgcompile.methods.insert_low_rank(model)."
         )
+    refuse_shards(model)
     for adapter in adapters.each():
-        weight = weight_of(holder_of(model, adapters), adapter.matrix)
+        weight = weight_of(owner_of(model, adapters), adapter.matrix)
         update = adapter.b.double() @ adapter.a.double()
         update = update if adapter.matrix.rows == 0 else update.T
         weight.copy_((weight.double() + update).to(weight.dtype))

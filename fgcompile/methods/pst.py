@@ -24,6 +24,7 @@ from fgcompile.gates.matrices import (
     matrices,
     units_along,
 )
+from fgcompile.gates.processes import refuse_shards
 from fgcompile.methods.pst_scores import PstContainer, PstGroup, PstMatrix
 from fgcompile.methods.schedule import COOL, WARM
 from fgcompile.methods.weight_hooks import (
@@ -164,7 +165,7 @@ def pst_status(model: nn.Module) -> dict[str, Any]:
         - `zeros`: fraction of the entries that are masked.
 
     Raises:
-        GateError: If `model` has no scores.
+        GateError: If `model` has no scores, or is sharded.
     """
     container = _scores_of(model)
     container.begin_forward()
@@ -195,8 +196,8 @@ def bake_pst(model: ModuleT) -> ModuleT:
         The same object.
 
     Raises:
-        GateError: If `model` has no scores, its schedule never stepped, or training
-            ended while it masked nothing.
+        GateError: If `model` has no scores or is sharded, its schedule never stepped,
+            or training ended while it masked nothing.
     """
     container = _scores_of(model)
     container.begin_forward()
@@ -248,6 +249,7 @@ def _scores_of(model: nn.Module) -> PstContainer:
             f"{type(model).__name__} has no PST scores\n"
             "  Insert them with fgcompile.methods.insert_pst(model, config)."
         )
+    refuse_shards(model)
     return container
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fgcompile.analysis.coupling import Analysis, CoupledGroup
 from fgcompile.compiler import Inputs, analyze
 from fgcompile.errors import GateError
+from fgcompile.gates.access import owner_of
 from fgcompile.gates.matrices import (
     Matrix,
     chosen_groups,
@@ -24,12 +25,14 @@ from fgcompile.gates.matrices import (
     units_along,
     weight_of,
 )
+from fgcompile.gates.mergeable import Mergeable
+from fgcompile.gates.processes import refuse_shards
 from fgcompile.methods.co_permutation import Permutation, moved, permute, reorder
 from fgcompile.methods.gate_orders import Places, places_of
 from fgcompile.methods.s2ft_adapter import S2ftAdapter, S2ftEntry, fuse
 from fgcompile.methods.s2ft_blocks import BlockHook, S2ftBlock, Side
 from fgcompile.methods.s2ft_selection import Criterion, rank_units, readers_of
-from fgcompile.methods.weight_hooks import freeze, owner_of, remove_hooks
+from fgcompile.methods.weight_hooks import freeze, remove_hooks
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -78,7 +81,7 @@ class S2ftConfig:
                 )
 
 
-class S2ftContainer(nn.Module):
+class S2ftContainer(Mergeable, nn.Module):
     """The trained blocks of one model, and how its parameters are permuted.
 
     Attributes:
@@ -109,6 +112,10 @@ class S2ftContainer(nn.Module):
     def forward(self, x: Any = None) -> Any:
         """`x` itself: an `nn.Sequential` that owns the blocks calls them last."""
         return x
+
+    def merge_into(self, model: nn.Module) -> None:
+        """See `remove_s2ft`."""
+        remove_s2ft(model)
 
     def each(self) -> list[S2ftBlock]:
         """The blocks in order."""
@@ -204,9 +211,10 @@ def extract_adapter(model: nn.Module) -> S2ftAdapter:
     """The trained updates of `model`, in the order of the base model.
 
     Raises:
-        GateError: If `model` has no blocks.
+        GateError: If `model` has no blocks, or is sharded.
     """
     container = _blocks_of(model)
+    refuse_shards(model)
     owner = owner_of(model, container)
     return S2ftAdapter(
         {
@@ -238,7 +246,8 @@ def remove_s2ft(model: ModuleT, fuse_updates: bool = True) -> ModuleT:
         The same object.
 
     Raises:
-        GateError: If `model` has no blocks, or gates that cannot follow.
+        GateError: If `model` has no blocks, is sharded, or has gates that cannot
+            follow.
     """
     container = _blocks_of(model)
     owner = owner_of(model, container)

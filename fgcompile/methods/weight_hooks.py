@@ -84,15 +84,6 @@ def remove_hooks(model: nn.Module, method: str) -> None:
         drop_hooks(module, lambda h: isinstance(h, MethodHook) and h.method == method)
 
 
-def owner_of(model: nn.Module, container: nn.Module) -> nn.Module:
-    """The module in `model` that holds `container`: names and paths are from there."""
-    return next(
-        module
-        for module in model.modules()
-        if any(child is container for child in module._modules.values())
-    )
-
-
 def freeze(model: nn.Module) -> list[nn.Parameter]:
     """No parameter of `model` is trained any more; those that were are returned."""
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from fgcompile import GateConfig, insert_gates, param_groups, status
+from fgcompile.errors import GateError
 from fgcompile.gates import gate_parameters
 from fgcompile.methods import (
     DistillationConfig,
@@ -26,6 +27,7 @@ from fgcompile.methods import (
     insert_low_rank,
     insert_pst,
     insert_s2ft,
+    merge_low_rank,
     pst_status,
     remove_s2ft,
 )
@@ -237,6 +239,21 @@ def as_ddp(model: Any, optimizer: Any) -> tuple[Any, Any, Any]:
     return DistributedDataParallel(model), optimizer, Tensor.backward
 
 
+def refusals() -> list[str]:
+    """What is said where FSDP2 has only parts of the weights here."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    said = []
+    ends = {"low rank": merge_low_rank, "s2ft": remove_s2ft, "pst": bake_pst}
+    for name, end in ends.items():
+        model: Any = fully_shard(made(name), mesh=init_device_mesh("cpu", (2,)))
+        with pytest.raises(GateError) as error:
+            end(model)
+        said.append(str(error.value).split(",")[0].split(" ", 1)[1])
+    return said
+
+
 def worker(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -244,6 +261,7 @@ def worker(rank: int, port: int, folder: str) -> None:
     try:
         for name in REPEATABLE:
             torch.save(trained(name, as_ddp), f"{folder}/{name} {rank}.pt")
+        torch.save(refusals(), f"{folder}/refusals {rank}.pt")
     finally:
         dist.destroy_process_group()
 
@@ -273,3 +291,10 @@ def test_two_processes_train_as_one(of_processes: Path, name: str) -> None:
     first, second = (torch.load(of_processes / f"{name} {rank}.pt") for rank in (0, 1))
     assert all(torch.equal(first[key], value) for key, value in second.items())
     assert_near(first, trained(name))
+
+
+@pytest.mark.slow
+def test_sharded_weights_are_left_alone(of_processes: Path) -> None:
+    for rank in (0, 1):
+        said = torch.load(of_processes / f"refusals {rank}.pt")
+        assert said == 3 * ["is sharded"]

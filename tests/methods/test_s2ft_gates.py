@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fgcompile import Budget, GateConfig, analyze, gates, insert_gates, lower
+from fgcompile import (
+    Budget,
+    GateConfig,
+    analyze,
+    gates,
+    insert_gates,
+    lower,
+    remove_gates,
+)
 from fgcompile.errors import GateError
 from fgcompile.gates import GateSite, GateSpec, attach, container_of, penalty
 from fgcompile.methods import (
@@ -127,6 +135,22 @@ def test_lowering_keeps_updates_and_closed_units(first: str) -> None:
     lowered = lower(model, "fx")
     got = lowered(**inputs)["logits"]
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", ["shared", "none"])
+def test_gates_are_folded_once_blocks_are_fused(config: str) -> None:
+    model = insert_gates(MODELS[SOME[0]](), config=CONFIGS[config])
+    trained(insert_s2ft(unequal(model), TASK))
+    expected = logits(model)
+    with pytest.raises(GateError, match=r"BlockHook acts on .*\n.*remove_s2ft"):
+        remove_gates(model, fold=True)
+    assert torch.equal(logits(model), expected)
+    if config == "shared":  # the class takes one width for queries and values
+        small: Any = lower(model, "module").model
+        assert torch.allclose(logits(small), expected, atol=1e-5)
+        assert not hasattr(small, "fgcompile_s2ft")
+    remove_gates(remove_s2ft(model), fold=True)
+    assert torch.allclose(logits(model), expected, atol=1e-5)
 
 
 def test_checkpoint_with_gates_brings_its_order_along() -> None:
