@@ -212,13 +212,18 @@ def published(run: Run) -> nn.Module:
     return model
 
 
-def pst(run: Run) -> nn.Module:
+def pst(run: Run, lr: float = FEW_LR) -> nn.Module:
     """PST with whole units; only its small matrices are trained."""
     config = methods.PstConfig(
         steps=run.steps, sparsity=run.share, structured=True, seed=run.seed
     )
     model = methods.insert_pst(copy.deepcopy(run.dense), config)
-    return methods.bake_pst(run.fit(model, FEW_LR))
+    return methods.bake_pst(run.fit(model, lr))
+
+
+def slow_pst(run: Run) -> nn.Module:
+    """The same at the rate of weights, which its U and A move several times as far."""
+    return pst(run, WEIGHTS_LR)
 
 
 METHODS: dict[str, Callable[[Run], nn.Module]] = {
@@ -228,6 +233,7 @@ METHODS: dict[str, Callable[[Run], nn.Module]] = {
     "shared gates, frozen weights": frozen,
     "shared gates, low rank": low_rank,
     "PST, structured": pst,
+    "PST, structured, a tenth of the rate": slow_pst,
     "hard-concrete, CoFi's Lagrangian": cofi,
     "shared gates, all weights": whole,
     "shared gates, distilled": distilled,
