@@ -112,7 +112,8 @@ def compaction(found: dict[str, Any]) -> str:
 
 def switching(found: dict[str, Any]) -> str:
     """Time of a switch by width."""
-    heads = ["width", "S2FT [ms]", "LoRA [ms]", "ratio"]
+    heads = ["width", "S2FT [ms]", "LoRA [ms]", "all weights [ms]"]
+    heads += ["of LoRA", "of all weights"]
     return table(
         heads,
         [
@@ -120,7 +121,9 @@ def switching(found: dict[str, Any]) -> str:
                 f"{row['width']:,}",
                 f"{row['s2ft_ms']:.2f}",
                 f"{row['lora_ms']:.2f}",
+                f"{row['dense_ms']:.2f}",
                 f"{row['relative']:.3f}",
+                f"{row['relative_to_dense']:.3f}",
             ]
             for row in found["records"]
         ],

@@ -40,7 +40,7 @@ from fgcompile.targets.timing import median_times, undisturbed_clock
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 COUPLINGS = ("none", "shared")
-WIDTHS = (1024, 2048, 4096, 8192)
+WIDTHS = (256, 1024, 4096, 8192)
 RANK = 16
 
 
@@ -91,14 +91,17 @@ def switching(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def switch_times(width: int, threads: int = 1) -> dict[str, Any]:
-    """Of one matrix: exchanging blocks of columns, and products of LoRA [ms]."""
-    clock = undisturbed_clock(threads)
-    sparse, low_rank = median_times([_s2ft(width), _lora(width)], clock=clock)
+    """Of one matrix: exchanging columns, products of LoRA, and whole matrices [ms]."""
+    switches = [_s2ft(width), _lora(width), _dense(width)]
+    times = median_times(switches, clock=undisturbed_clock(threads))
+    sparse, low_rank, whole = times
     return {
         "width": width,
         "s2ft_ms": 1000 * sparse,
         "lora_ms": 1000 * low_rank,
+        "dense_ms": 1000 * whole,
         "relative": sparse / low_rank,
+        "relative_to_dense": sparse / whole,
     }
 
 
@@ -132,6 +135,20 @@ def _lora(width: int) -> Callable[[], object]:
         (b, a), (d, c) = pairs
         pairs.reverse()
         return weight.addmm_(b, a, alpha=-1.0).addmm_(d, c)
+
+    return once
+
+
+@torch.no_grad()
+def _dense(width: int) -> Callable[[], object]:
+    """Takes one update of all weights off and adds another."""
+    weight = torch.randn(width, width)
+    updates = [torch.randn(width, width) for _ in range(2)]
+
+    def once() -> Tensor:
+        old, new = updates
+        updates.reverse()
+        return weight.sub_(old).add_(new)
 
     return once
 

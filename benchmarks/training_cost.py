@@ -83,6 +83,13 @@ def lora(model: nn.Module) -> Any:
     return get_peft_model(model, config)
 
 
+def lora_gated(model: nn.Module) -> Any:
+    """The same with shared gates, which get a learning rate as adapters do."""
+    adapted = lora(model)
+    gated(adapted.get_base_model())
+    return adapted
+
+
 def s2ft(model: nn.Module) -> nn.Module:
     """A twelfth of the heads and a twentieth of the channels."""
     return methods.insert_s2ft(model, methods.S2ftConfig(heads=1 / 12, channels=1 / 20))
@@ -95,6 +102,7 @@ ROWS: dict[str, tuple[Callable[[nn.Module], Any], str | None]] = {
     "biases, gates": (lambda model: frozen(gated(model)), "biases"),
     "biases, gates as published": (lambda model: frozen(published(model)), "biases"),
     "LoRA": (lora, None),
+    "LoRA, gates": (lora_gated, "LoRA"),
     "S2FT": (s2ft, None),
 }
 """What is trained, and the row that trains the same without gates."""

@@ -42,8 +42,9 @@ onnxruntime, relative to the dense file in the same run.
   (CoLA 0.0, MRPC 68.4 / 81.2, STS-B -6.5 / -4.6). It takes the paper's rate.
 - Latency depends on shapes, not on values. Where a machine was gone with its files, the
   dense file is that of the model before its training, and files of the choices on CoLA
-  and SST-2 are timed without the training that follows their pruning: the pruning was
-  run again with its seed, and left as many parameters as the record says.
+  and SST-2, and of some distilled rows, are timed without the training that follows
+  their pruning: the pruning was run again with its seed, and left as many parameters as
+  the record says, give or take a hundred.
 - "FineGates as published" has the authors' objective and start, but not their schedule:
   its gates train at a rate of 1e-2 for 8 epochs (4.8 on CoLA, STS-B and SST-2), as 1e-3
   would close nothing in so few steps. Published: 1e-3 for 100 epochs. It may do better
