@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, TypeGuard, TypeVar
 
@@ -55,12 +54,11 @@ def analyze(
     """
     if isinstance(model, Program):
         return find_groups(_without_gates(model))
-    container = find_container(model) if isinstance(model, nn.Module) else None
+    container = find_container(model)
     if container is not None:
         # Tracing leaves buffers as they are, so that nothing may be due in them.
         container.settle()
-    hidden = hidden_updates(model) if isinstance(model, nn.Module) else nullcontext()
-    with hidden:
+    with hidden_updates(model):
         program = capture(model, example_inputs)
     return find_groups(_without_gates(program))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
@@ -254,9 +253,3 @@ def _bias(calls: Calls, step: Align, reader: str) -> str | None:
 def oriented(weight: Tensor, matrix: Matrix) -> Tensor:
     """`weight` as outputs by inputs; its own inverse."""
     return weight if matrix.rows == 0 else weight.T
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the first parameter of `model` is."""
-    first = next(model.parameters(), None)
-    return torch.device("cpu") if first is None else first.device

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from torch import nn
 
 
-class Mergeable:
+class Mergeable(ABC):
     """A module or a hook in a model, without which the weights can hold the same."""
 
+    @abstractmethod
     def merge_into(self, model: nn.Module) -> None:
         """`model`, in which this is, computes the same without it. In place."""
-        raise NotImplementedError
 
 
 def merge_methods(model: nn.Module) -> None:

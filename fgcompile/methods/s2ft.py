@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from fgcompile.analysis.coupling import Analysis, CoupledGroup
 from fgcompile.compiler import Inputs, analyze
 from fgcompile.errors import GateError
 from fgcompile.gates.access import owner_of
+from fgcompile.gates.config import check_choices
 from fgcompile.gates.matrices import (
     Matrix,
     chosen_groups,
@@ -69,11 +70,7 @@ class S2ftConfig:
         Raises:
             GateError: If a fraction is not in [0, 1], or there is no such criterion.
         """
-        if self.by not in get_args(Criterion):
-            raise GateError(
-                f"S2ftConfig(by={self.by!r}): expected one of "
-                f"{', '.join(get_args(Criterion))}"
-            )
+        check_choices(self)
         for what in ("heads", "channels"):
             if not 0 <= getattr(self, what) <= 1:
                 raise GateError(

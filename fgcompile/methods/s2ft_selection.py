@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fgcompile.analysis.coupling import CoupledGroup
 from fgcompile.capture.state import eval_mode
 from fgcompile.errors import GateError
+from fgcompile.gates.hooks import loss_of
 from fgcompile.gates.matrices import Matrix, oriented, units_along, weight_of
 
 Criterion = Literal["random", "weight", "activation", "product", "gradient"]
@@ -133,7 +134,8 @@ def _statistics(
             padding.mask = inputs.get("attention_mask")
             outputs = model(*_positional(batch), **inputs)
             if by == "gradient":
-                _loss_of(outputs, loss).backward()
+                value = loss_of(outputs, inputs) if loss is None else loss(outputs)
+                _checked(value).backward()
     if not batches:
         raise GateError(
             f"selection by {by} needs calibration data\n"
@@ -148,8 +150,7 @@ def _positional(batch: Any) -> tuple[Any, ...]:
     return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
 
 
-def _loss_of(outputs: Any, loss: Callable[[Any], Tensor] | None) -> Tensor:
-    value = _returned_loss(outputs) if loss is None else loss(outputs)
+def _checked(value: Any) -> Tensor:
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise GateError(
             "selection by gradient needs a loss, which is a scalar\n"
@@ -157,12 +158,6 @@ def _loss_of(outputs: Any, loss: Callable[[Any], Tensor] | None) -> Tensor:
             "then, or pass loss=a function of its outputs."
         )
     return value
-
-
-def _returned_loss(outputs: Any) -> Any:
-    if isinstance(outputs, Mapping):
-        return outputs.get("loss")
-    return getattr(outputs, "loss", None)
 
 
 class _Padding:

@@ -15,6 +15,7 @@ from fgcompile import (
     lower,
     penalty,
     remove_gates,
+    status,
 )
 from fgcompile.errors import GateError
 from tests.gates.models import mlp
@@ -67,6 +68,7 @@ def test_an_objective_that_one_step_felt_is_lowered() -> None:
     model = gated(begin=2)
     train(model, model.parameters(), penalised=True)
     lower(model)
+    assert status(model)["problems"] == []
 
 
 def test_error_says_how_to_lower_the_dense_model() -> None:
