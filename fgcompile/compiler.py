@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 from fgcompile.analysis.coupling import Analysis, find_groups
 from fgcompile.capture import capture
 from fgcompile.capture.state import one_at_a_time
-from fgcompile.capture.trace import is_aten_graph
+from fgcompile.capture.trace import check_is_module, is_aten_graph
 from fgcompile.errors import GateError
 from fgcompile.gates.attach import (
     attach,
@@ -54,6 +54,7 @@ def analyze(
     """
     if isinstance(model, Program):
         return find_groups(_without_gates(model))
+    check_is_module(model)
     container = find_container(model)
     if container is not None:
         # Tracing leaves buffers as they are, so that nothing may be due in them.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fgcompile.capture import capture
 from fgcompile.capture.state import one_at_a_time
+from fgcompile.capture.trace import check_is_module
 from fgcompile.checkpoint import MANIFEST, save_module
 from fgcompile.errors import ExportError, VerifyError
 from fgcompile.gates import find_container, gates, remove_gates
@@ -199,7 +200,8 @@ def lower(
     check_options(target, quantization, cache)
     if path is not None and target != "module":
         _destination(target, Path(path))
-    container = find_container(model) if isinstance(model, nn.Module) else None
+    check_is_module(model)
+    container = find_container(model)
     if container is not None:
         # What the optimizer did last is part of the model that is lowered.
         container.settle()
@@ -307,7 +309,7 @@ def _without_gates(program: Program) -> Program:
 
 def _inputs_of(model: nn.Module, example_inputs: Any) -> Any:
     """The inputs that gates were inserted with, unless others are given."""
-    if example_inputs is not None or not isinstance(model, nn.Module):
+    if example_inputs is not None:
         return example_inputs
     return getattr(find_container(model), "example_inputs", None)
 

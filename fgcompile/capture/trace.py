@@ -61,11 +61,7 @@ def capture(
         CaptureError: If `model` is not a module, its inputs are missing or do not fit,
             or its control flow depends on tensor values.
     """
-    if not isinstance(model, nn.Module):
-        raise CaptureError(
-            f"cannot capture an object of type {type(model).__name__}\n"
-            "  Pass a torch.nn.Module or a torch.fx.GraphModule."
-        )
+    check_is_module(model)
     if is_aten_graph(model):
         inputs = _graph_inputs(model, example_inputs)
         wrapped = _wrap_graph(model, inputs)
@@ -83,6 +79,15 @@ def capture(
         graph_module = _graph_module(exported, functional=True)
         _, written = _flatten(graph_module)
     return _finish(graph_module, inputs, model, written)
+
+
+def check_is_module(model: object) -> None:
+    """Raises CaptureError if `model` is nothing that can be captured."""
+    if not isinstance(model, nn.Module):
+        raise CaptureError(
+            f"cannot capture an object of type {type(model).__name__}\n"
+            "  Pass a torch.nn.Module or a torch.fx.GraphModule."
+        )
 
 
 def _has_transforms(graph_module: GraphModule) -> bool:
