@@ -108,42 +108,41 @@ def matrices(
         for group in chosen_groups(analysis, kinds)
         for member in group.members
     }
-    totals = {u.base: u.total for u in low_rank_updates(analysis.program.graph)}
-    updates = {
-        node
-        for update in low_rank_updates(analysis.program.graph)
-        for node in (update.down, update.up)
-    }
-    found: dict[str, Matrix] = {}
+    updates = list(low_rank_updates(analysis.program.graph))
+    totals = {update.base: update.total for update in updates}
+    inner = {node for update in updates for node in (update.down, update.up)}
+    read: dict[str, list[Matrix]] = {}
     for step, slot in _products(analysis):
-        name = analysis.flow.values[slot.value].node.target
-        if name not in members or step.node in updates:
-            continue
-        matrix = _matrix(analysis, calls, step, slot, totals.get(step.node))
-        if matrix is None:
-            continue
-        known = found.get(matrix.parameter)
-        if known is None:
-            found[matrix.parameter] = matrix
-        elif known == matrix:
-            uses = (*known.uses, *matrix.uses)
-            found[matrix.parameter] = replace(known, uses=uses)
-        else:
-            # Read in two ways, as tied weights are: no one change serves both.
-            del found[matrix.parameter]
-            members.discard(matrix.parameter)
-    for node in analysis.program.graph.nodes:
-        if node.op == "get_attr" and node.target in found:
-            known_uses = {name for name, _ in found[node.target].uses}
-            if any(user.name not in known_uses for user in node.users):
-                # So is one that is read through a view, transposed for instance.
-                del found[node.target]
+        name = str(_weight(analysis, slot)[0].target)
+        if name in members and step.node not in inner:
+            matrix = _matrix(analysis, calls, step, slot, totals.get(step.node))
+            if matrix is not None:
+                read.setdefault(name, []).append(matrix)
+    found = [
+        replace(ways[0], uses=tuple(use for way in ways for use in way.uses))
+        for ways in read.values()
+        # Read in two ways, as tied weights are: no one change serves both.
+        if all(way == ways[0] for way in ways)
+    ]
+    seen = _users(analysis)
+    # So is one that is read through a view, transposed for instance.
+    found = [m for m in found if seen[m.parameter] <= {name for name, _ in m.uses}]
     if not found:
         raise GateError(
             f"no weight matrix belongs to a group of kind {', '.join(kinds)}\n"
             "  fgcompile.analyze(model) lists the groups that there are."
         )
-    return list(found.values())
+    return found
+
+
+def _users(analysis: Analysis) -> dict[str, set[str]]:
+    """The nodes that read each attribute, by its name."""
+    users: dict[str, set[str]] = {}
+    for node in analysis.program.graph.nodes:
+        if node.op == "get_attr":
+            names = users.setdefault(str(node.target), set())
+            names.update(user.name for user in node.users)
+    return users
 
 
 def weight_of(model: nn.Module, matrix: Matrix) -> nn.Parameter:

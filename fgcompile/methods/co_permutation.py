@@ -219,7 +219,7 @@ def _refusal(
             break
     return GateError(
         f"cannot permute {name}: the outputs of the model would change\n"
-        "  Its code tells the units apart by their place. Leave that group out."
+        "  Code or a buffer tells the units apart by their place. Leave that group out."
     )
 
 

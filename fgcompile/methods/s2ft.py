@@ -156,16 +156,7 @@ def insert_s2ft(
         )
     analysis = analyze(model, example_inputs)
     found = [m for m in matrices(analysis, model) if m.whole]
-    wanted = [
-        group
-        for group in chosen_groups(analysis, ("mlp", "head"))
-        if _count(group, config)
-    ]
-    if not wanted:
-        raise _nothing(config)
-    groups = [group for group in wanted if readers_of([group], found)[group.name]]
-    if not groups:
-        raise _unread(wanted)
+    groups = _trained_groups(analysis, found, config)
     ranks = rank_units(
         model,
         groups,
@@ -177,26 +168,26 @@ def insert_s2ft(
         loss,
     )
     orders = {g.name: _front(ranks[g.name], _count(g, config)) for g in groups}
-    sliced = list(_slices(analysis, groups, found, config))
+    # Before anything is permuted: slices that are none are refused.
+    slices = list(_slices(analysis, groups, found, config))
     places = places_of(analysis, orders, found)
     permutations = permute(model, analysis, orders, places)
-    container = S2ftContainer(
-        [
-            S2ftBlock(
-                m, side, _base(permutations, m, side, size), weight_of(model, m).device
-            )
-            for m, side, size in sliced
-        ],
-        permutations,
-        places,
-    )
+    blocks = [
+        S2ftBlock(m, side, _base(permutations, m, side, n), weight_of(model, m).device)
+        for m, side, n in slices
+    ]
+    _attach(model, S2ftContainer(blocks, permutations, places))
+    return model
+
+
+def _attach(model: nn.Module, container: S2ftContainer) -> None:
+    """Only the blocks train from here on."""
     vars(container)["trained"] = freeze(model)
     setattr(model, ATTRIBUTE, container)
     for block in container.each():
         module = model.get_submodule(block.matrix.reader)
         # Before the hooks of gates, which scale what this adds to.
         module.register_forward_hook(BlockHook(block), prepend=True, with_kwargs=True)
-    return model
 
 
 def find_s2ft(model: nn.Module) -> S2ftContainer | None:
@@ -269,6 +260,27 @@ def _blocks_of(model: nn.Module) -> S2ftContainer:
             "  Insert them with fgcompile.methods.insert_s2ft(model)."
         )
     return container
+
+
+def _trained_groups(
+    analysis: Analysis, found: list[Matrix], config: S2ftConfig
+) -> list[CoupledGroup]:
+    """The groups with units to select that a matrix reads.
+
+    Raises:
+        GateError: If there are none.
+    """
+    wanted = [
+        group
+        for group in chosen_groups(analysis, ("mlp", "head"))
+        if _count(group, config)
+    ]
+    if not wanted:
+        raise _nothing(config)
+    groups = [group for group in wanted if readers_of([group], found)[group.name]]
+    if not groups:
+        raise _unread(wanted)
+    return groups
 
 
 def _nothing(config: S2ftConfig) -> GateError:
