@@ -18,6 +18,9 @@ SHORT = ("full", "shared-distilled", "shared-full", "finegates", "lora")
 
 WHOLE_TASKS, SHORT_TASKS = ("mrpc", "cola", "stsb"), ("rte", "sst2")
 BEST = "shared-distilled"
+UNTAUGHT = "shared-dense"
+"""The best row without its teacher."""
+
 HIGH = (0.65, 0.8)
 """Levels of the best row beside its own."""
 
@@ -27,9 +30,9 @@ TEACHING = (0.4, 0.6)
 TAUGHT_TASKS = ("mrpc", "stsb")
 
 SEEDS = (1, 2)
-"""Seeds beside 0, on MRPC."""
+"""Seeds beside 0 of full fine-tuning and the best row at its own level."""
 
-CHOICES = ("shared-dense", "taylor", "magnitude")
+CHOICES = (UNTAUGHT, "taylor", "magnitude")
 """Ways to a smaller model from the same dense one, with as many passes each."""
 
 CHOICE_LEVELS, CHOICE_TASKS = (0.2, 0.4, 0.6), ("mrpc", "cola", "sst2")
@@ -82,7 +85,9 @@ def _jobs() -> Iterator[Job]:
         yield from (Job(task, row, ROWS[row].removed) for task in WHOLE_TASKS)
     for seed in SEEDS:
         for row in ("full", BEST):
-            yield Job("mrpc", row, ROWS[row].removed, seed)
+            yield from (Job(task, row, ROWS[row].removed, seed) for task in tasks)
+    for task in tasks:
+        yield Job(task, UNTAUGHT, ROWS[UNTAUGHT].removed)
     for task in TAUGHT_TASKS:
         for removed in TEACHING:
-            yield from (Job(task, row, removed) for row in (BEST, "shared-dense"))
+            yield from (Job(task, row, removed) for row in (BEST, UNTAUGHT))

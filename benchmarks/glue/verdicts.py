@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.glue.plan import BEST, HIGH, TAUGHT_TASKS, TEACHING, Job, plan
+from benchmarks.glue.plan import BEST, HIGH, TAUGHT_TASKS, TEACHING, UNTAUGHT, Job, plan
 from benchmarks.glue.rows import ROWS
 from benchmarks.markdown import table
 
 Records = Mapping[str, dict[str, Any]]
 """By the name of their file."""
+
+ByTask = Mapping[str, list[tuple[float, float]]]
+"""For each task, points beside full fine-tuning and the removed share of each seed."""
 
 TITLES = {
     "mrpc": "MRPC",
@@ -29,8 +33,12 @@ _INTRO = f"""\
 Set in advance: "{ROWS[BEST].title}" loses nothing on average over the tasks with
 50 % of the linear parameters of the encoder removed, at most one point with 65 %, and
 at most three with 80 %. The difference is that to full fine-tuning, in points of the
-mean of the task's metrics, over the seeds that both have. *Removed* is the least that
-is gone in one of these runs.
+mean of the task's metrics, over the seeds that both have; where every task has several,
+the average comes with its standard error. *Removed* is the least that is gone in one
+of these runs.
+"""
+_TRIED = """\
+Other ways to be rid of half, compared likewise, over the tasks that they were run on:
 """
 _TEACHER = """\
 ## What the teacher buys
@@ -44,24 +52,65 @@ def aims(records: Records) -> str:
     """The section about the aims: reached, not reached or open, and by how much."""
     heads = ("removed", "aim", "by task", "average", "removed, at least", "verdict")
     rows = [_aim(records, level, allowed) for level, allowed in AIMS.items()]
-    return f"{_INTRO}\n{table(heads, rows, left=3)}"
+    return f"{_INTRO}\n{table(heads, rows, left=3)}\n{_tried(records)}"
 
 
 def _aim(records: Records, level: float, allowed: float) -> tuple[str, ...]:
     wanted = [t for t in TITLES if any(_is(job, level) for job in plan((t,)))]
-    found = {t: d for t in wanted if (d := _differences(records, t, level))}
-    each = {task: statistics.fmean(d for d, _ in d_s) for task, d_s in found.items()}
-    shares = [share for d_s in found.values() for _, share in d_s]
+    found = _by_task(records, BEST, level)
+    shares = [share for pairs in found.values() for _, share in pairs]
     missing = [_short(task) for task in wanted if task not in found]
-    mean = statistics.fmean(each.values()) if each else None
     return (
         f"{level:.0%}",
         f"at least {-allowed:+.1f}" if allowed else "at least 0.0",
-        ", ".join(f"{_short(task)} {value:+.1f}" for task, value in each.items()),
-        "" if mean is None else f"{mean:+.2f}",
+        _each(found),
+        _average(found),
         f"{min(shares):.1%}" if shares else "",
-        _verdict(mean, allowed, missing),
+        _verdict(_mean(found), allowed, missing),
     )
+
+
+def _tried(records: Records) -> str:
+    """What other rows lose at the level of the best one."""
+    level = ROWS[BEST].removed
+    others = [name for name, row in ROWS.items() if row.removed == level]
+    found = {name: _by_task(records, name, level) for name in others if name != BEST}
+    rows = [
+        (ROWS[name].title, _each(by_task), _average(by_task))
+        for name, by_task in found.items()
+    ]
+    return f"{_TRIED}\n{table(('method', 'by task', 'average'), rows, left=2)}"
+
+
+def _by_task(records: Records, row: str, level: float) -> ByTask:
+    found = {task: _differences(records, row, task, level) for task in TITLES}
+    return {task: pairs for task, pairs in found.items() if pairs}
+
+
+def _each(found: ByTask) -> str:
+    return ", ".join(
+        f"{_short(task)} {statistics.fmean(points for points, _ in pairs):+.1f}"
+        for task, pairs in found.items()
+    )
+
+
+def _mean(found: ByTask) -> float | None:
+    each = [statistics.fmean(points for points, _ in pairs) for pairs in found.values()]
+    return statistics.fmean(each) if each else None
+
+
+def _average(found: ByTask) -> str:
+    """The mean over the tasks, with its standard error if that can be told."""
+    mean = _mean(found)
+    if mean is None:
+        return ""
+    if min(len(pairs) for pairs in found.values()) < 2:
+        return f"{mean:+.2f}"
+    squares = [
+        statistics.variance(points for points, _ in pairs) / len(pairs)
+        for pairs in found.values()
+    ]
+    return f"{mean:+.2f} ± {math.sqrt(sum(squares)) / len(squares):.2f}"
 
 
 def _verdict(mean: float | None, allowed: float, missing: list[str]) -> str:
@@ -76,11 +125,11 @@ def _is(job: Job, level: float) -> bool:
 
 
 def _differences(
-    records: Records, task: str, level: float
+    records: Records, row: str, task: str, level: float
 ) -> list[tuple[float, float]]:
     """Points beside full fine-tuning and the removed share, one pair a seed."""
     pairs = [
-        (records.get(Job(task, BEST, level, s).name), records.get(_full(task, s)))
+        (records.get(Job(task, row, level, s).name), records.get(_full(task, s)))
         for s in range(10)
     ]
     return [
@@ -101,10 +150,7 @@ def teacher(records: Records) -> str:
     rows = []
     for task in TAUGHT_TASKS:
         for level in levels:
-            pair = [
-                records.get(Job(task, row, level).name)
-                for row in ("shared-dense", BEST)
-            ]
+            pair = [records.get(Job(task, row, level).name) for row in (UNTAUGHT, BEST)]
             cells = [f"{score(r):.1f}" if r else "not run" for r in pair]
             gain = (
                 f"{score(pair[1]) - score(pair[0]):+.1f}" if pair[0] and pair[1] else ""

@@ -61,9 +61,9 @@ def test_every_row_is_planned_for_three_tasks_and_dense_models_come_first() -> N
             for row in TAUGHT
         ]
         assert levels[0] & levels[1] == {0.4, 0.5, 0.6}
-    best = [j for j in jobs if (j.task, j.removed) == ("mrpc", 0.5)]
-    seeds = {j.seed for j in best if j.row == "shared-distilled"}
-    assert seeds == {0, *SEEDS}
+    for task in ("mrpc", "cola", "stsb", "rte", "sst2"):
+        best = [j for j in jobs if (j.task, j.row, j.removed) == (task, BEST, 0.5)]
+        assert {j.seed for j in best} == {0, *SEEDS}
     assert {j.row for j in plan(("sst2",), ("lora", "pst"))} == {"lora"}
 
 
@@ -136,6 +136,24 @@ def test_only_seeds_with_both_runs_are_compared() -> None:
     line = verdict_of(records, "50%")
     assert "| MRPC +1.0 | +1.00 |" in line
     assert line.endswith("| open: CoLA, STS-B, RTE, SST-2 not run |")
+
+
+def test_an_average_over_seeds_comes_with_its_error() -> None:
+    records = []
+    for task, gains in (("mrpc", (0.0, 0.02)), ("cola", (0.0, 0.0))):
+        for seed, gain in enumerate(gains):
+            right = 0.8 + gain
+            records.append(outcome(Job(task, "full", 0.0, seed), 0.8, 0.8))
+            records.append(outcome(Job(task, BEST, 0.5, seed), right, right))
+    # The error of MRPC alone is 1, half of it for two tasks of which one varies.
+    assert "| MRPC +1.0, CoLA +0.0 | +0.50 ± 0.50 |" in verdict_of(records, "50%")
+
+
+def test_other_ways_to_half_are_listed() -> None:
+    records = [outcome(Job("cola", "full", 0.0), 0.8, 0.8)]
+    records.append(outcome(Job("cola", "cofi", 0.5), 0.7, 0.7))
+    page = markdown(records)
+    assert "| hard-concrete, CoFi's Lagrangian | CoLA -10.0 | -10.00 |" in page
 
 
 def test_a_partial_page_names_what_is_missing() -> None:
