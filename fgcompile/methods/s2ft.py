@@ -366,4 +366,5 @@ def _base(
     dim, extent = (
         (matrix.rows, matrix.shape[0]) if rows else (matrix.columns, matrix.shape[1])
     )
-    return _order(permutations, matrix.parameter, dim, extent)[:size]
+    # A copy, as checkpoints refuse buffers that share memory.
+    return _order(permutations, matrix.parameter, dim, extent)[:size].clone()

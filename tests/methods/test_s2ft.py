@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fgcompile import GateConfig, analyze, gates, insert_gates
@@ -69,6 +71,14 @@ def test_outputs_stay_and_the_selected_are_in_front(name: str) -> None:
     assert [n for n, _ in model.named_parameters() if "s2ft" not in n] == names
     remove_s2ft(model, fuse_updates=False)
     assert torch.equal(model(ids()).logits, before)
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_a_checkpoint_shares_no_memory(rows: bool, tmp_path: Path) -> None:
+    model = insert_s2ft(small_bert(), S2ftConfig(heads=0.5, channels=0.25, rows=rows))
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert saved.keys() == model.state_dict().keys()
 
 
 def planted(model: Any, channels: list[int], scale: float) -> None:
