@@ -139,7 +139,7 @@ def insert_s2ft(
         config: What to select and train.
         example_inputs: As for `insert_gates`.
         calibration: Batches for selection by activation, product or gradient.
-        loss: From outputs to a scalar, for gradients; None takes `outputs.loss`.
+        loss: From outputs to a scalar, for gradients; None takes the model's own loss.
 
     Returns:
         The same object.

@@ -56,7 +56,7 @@ def rank_units(
         calibration: Inputs of the model, each a tensor, a tuple or a dict. Where a
             dict has an `attention_mask [batch length]`, activations
             `[batch length ...]` count where it is not 0.
-        loss: From outputs to a scalar, for gradients; None takes `outputs.loss`.
+        loss: From outputs to a scalar, for gradients; None takes the model's own loss.
 
     Raises:
         GateError: If calibration data is missing, or a loss to differentiate.
